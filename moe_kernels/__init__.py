@@ -1,0 +1,27 @@
+"""Fast Mixture-of-Experts operations for PyTorch, and a drop-in `MoELayer`."""
+
+from moe_kernels.layer import MoELayer, RouterOutput
+from moe_kernels.ops.fused_experts import fused_experts
+from moe_kernels.ops.grouped_mm import grouped_mm
+from moe_kernels.ops.permute import permute
+from moe_kernels.ops.route import RoutingPlan, route
+from moe_kernels.ops.topk_gating import TopKGating, topk_gating
+from moe_kernels.ops.unpermute import unpermute
+from moe_kernels.registry import BackendUnavailable, available_backends
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "MoELayer",
+    "RouterOutput",
+    "RoutingPlan",
+    "TopKGating",
+    "available_backends",
+    "fused_experts",
+    "grouped_mm",
+    "permute",
+    "route",
+    "topk_gating",
+    "unpermute",
+]

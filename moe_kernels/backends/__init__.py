@@ -1,0 +1,1 @@
+"""One package per backend; none of them imports another."""

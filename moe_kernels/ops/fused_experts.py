@@ -1,0 +1,231 @@
+"""fused_experts: the whole expert MLP in one op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_kernels import validation
+from moe_kernels.ops.library import define, needs_grad, under_autocast, weight_dtype
+from moe_kernels.registry import kernel
+
+
+def _run(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: str,
+    interleaved: bool,
+    transposed: bool,
+    save: bool,
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    call = kernel("fused_experts", backend, x, gate_up, down)
+    return call(
+        x, indices, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save
+    )
+
+
+def _shapes(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: str,
+    interleaved: bool,
+    transposed: bool,
+    save: bool,
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    T, K = indices.shape
+    width = gate_up.shape[2] if transposed else gate_up.shape[1]
+    int32 = torch.int32
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((T * K, width) if save else (0,)),
+        x.new_empty((down.shape[0] + 1,) if save else (0,), dtype=int32),
+        x.new_empty((T * K,) if save else (0,), dtype=int32),
+        x.new_empty((T, K) if save else (0,), dtype=int32),
+    )
+
+
+def _run_backward(
+    grad: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    pre: Tensor,
+    offsets: Tensor,
+    row_token: Tensor,
+    slot_row: Tensor,
+    activation: str,
+    interleaved: bool,
+    transposed: bool,
+    need: list[bool],
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    call = kernel("fused_experts", backend, x, gate_up, down, backward=True)
+    return call(
+        grad,
+        x,
+        weights,
+        gate_up,
+        down,
+        gate_up_bias,
+        down_bias,
+        pre,
+        offsets,
+        row_token,
+        slot_row,
+        activation,
+        interleaved,
+        transposed,
+        *need,
+    )
+
+
+def _backward_shapes(
+    grad: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    pre: Tensor,
+    offsets: Tensor,
+    row_token: Tensor,
+    slot_row: Tensor,
+    activation: str,
+    interleaved: bool,
+    transposed: bool,
+    need: list[bool],
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    def like(value: Tensor | None, needed: bool, dtype: torch.dtype = x.dtype) -> Tensor:
+        return x.new_empty(value.shape if value is not None and needed else (0,), dtype=dtype)
+
+    return (
+        like(x, need[0]),
+        like(weights, need[1], weight_dtype(x)),
+        like(gate_up, need[2]),
+        like(down, need[3]),
+        like(gate_up_bias, need[4]),
+        like(down_bias, need[5]),
+    )
+
+
+_backward_op = define(
+    "fused_experts_backward",
+    "(Tensor grad, Tensor x, Tensor weights, Tensor gate_up, Tensor down, Tensor? gate_up_bias, Tensor? down_bias, "
+    "Tensor pre, Tensor offsets, Tensor row_token, Tensor slot_row, str activation, bool interleaved, "
+    "bool transposed, bool[] need, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _backward_shapes,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, _, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save, backend = inputs
+    _, pre, offsets, row_token, slot_row = output
+    ctx.mark_non_differentiable(pre, offsets, row_token, slot_row)
+    ctx.save_for_backward(
+        x, weights, gate_up, down, gate_up_bias, down_bias, *((pre, offsets, row_token, slot_row) if save else ())
+    )
+    ctx.options = (activation, interleaved, transposed, save, backend)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    activation, interleaved, transposed, save, backend = ctx.options
+    if not save:
+        raise RuntimeError("fused_experts: backward of a call that was made with save=False")
+    need = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6)]
+    grads = _backward_op(grad, *ctx.saved_tensors, activation, interleaved, transposed, need, backend)
+    gx, gweights, gup, gdown, gup_bias, gdown_bias = (g if n else None for g, n in zip(grads, need, strict=True))
+    return gx, None, gweights, gup, gdown, gup_bias, gdown_bias, None, None, None, None, None
+
+
+_op = define(
+    "fused_experts",
+    "(Tensor x, Tensor indices, Tensor weights, Tensor gate_up, Tensor down, Tensor? gate_up_bias, "
+    "Tensor? down_bias, str activation, bool interleaved, bool transposed, bool save, str? backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _shapes,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def fused_experts(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    *,
+    activation: str = "silu",
+    interleaved: bool = False,
+    transposed: bool = False,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Run each token through its experts' MLPs: out[t] = Σ_k weights[t, k] · (down_e · act(gate_up_e · x[t])).
+
+    For training only x, the pre-activation (N, 2I) and the plan are kept. No permuted copy of x exists.
+
+    Args:
+        x: (T, H) floating.
+        indices: (T, K) int32 or int64; an index of E or more is a sentinel: no work, zero output, zero gradient.
+        weights: (T, K) floating; used in float32.
+        gate_up: (E, 2I, H), gate and up projections; or (E, I, H), the up-projection of experts without a gate.
+        down: (E, H, I).
+        activation: "silu", "gelu" (exact), "gelu_tanh", "relu", "relu2", or, with a gate, "gpt_oss" (clamped at 7,
+            slope 1.702).
+        interleaved: gate and up rows alternate, gate first; else the gate is the first half.
+        transposed: gate_up is (E, H, 2I) or (E, H, I) and down (E, I, H).
+        gate_up_bias: (E, 2I) or (E, I).
+        down_bias: (E, H), added before the routing weight is applied.
+        backend: a backend's name that must serve the call.
+
+    Returns:
+        (T, H) in x's dtype.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+    """
+    x, gate_up, down, gate_up_bias, down_bias = under_autocast(  # type: ignore[assignment]
+        x, gate_up, down, gate_up_bias, down_bias
+    )
+    validation.check_fused_experts(
+        x, indices, weights, gate_up, down, activation, interleaved, transposed, gate_up_bias, down_bias
+    )
+    weights = weights.to(weight_dtype(x))
+    save = needs_grad(x, weights, gate_up, down, gate_up_bias, down_bias)
+    return _op(
+        x,
+        indices,
+        weights,
+        gate_up,
+        down,
+        gate_up_bias,
+        down_bias,
+        activation,
+        interleaved,
+        transposed,
+        save,
+        backend,
+    )[0]

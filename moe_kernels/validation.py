@@ -1,0 +1,245 @@
+"""One validator per op; only the public functions call them.
+
+Every error names op, argument, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+SCORES = ("softmax", "sigmoid")
+GATED_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "gpt_oss")
+PLAIN_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+# int32 is what offsets and rows are stored in.
+MAX_ROWS = 2**31 - 1
+
+
+def fail(op: str, argument: str, expected: object, got: object, error: type[Exception] = ValueError) -> None:
+    raise error(f"{op}: {argument}: expected {expected}, got {got}")
+
+
+def _is_tensor(op: str, argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        fail(op, argument, "a tensor", type(value).__name__, TypeError)
+
+
+def check_shape(op: str, argument: str, value: Tensor, expected: dict[str, int]) -> None:
+    """Require the shape whose named sizes are given; a size of -1 is free."""
+    _is_tensor(op, argument, value)
+    sizes = tuple(expected.values())
+    fits = value.dim() == len(sizes) and all(want in (-1, have) for want, have in zip(sizes, value.shape, strict=True))
+    if not fits:
+        named = ", ".join(name if size == -1 else f"{name}={size}" for name, size in expected.items())
+        fail(op, argument, f"shape ({named})", tuple(value.shape))
+
+
+def check_dtype(op: str, argument: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    if value.dtype not in allowed:
+        names = " or ".join(str(d).removeprefix("torch.") for d in allowed)
+        fail(op, argument, f"dtype {names}", str(value.dtype).removeprefix("torch."), TypeError)
+
+
+def check_device(op: str, argument: str, value: Tensor, like: Tensor) -> None:
+    if value.device != like.device:
+        fail(op, argument, f"device {like.device}", value.device)
+
+
+def check_choice(op: str, argument: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        fail(op, argument, "one of " + ", ".join(map(repr, choices)), repr(value))
+
+
+def check_range(op: str, argument: str, value: int, low: int, high: int | None = None) -> None:
+    if value < low or (high is not None and value > high):
+        fail(op, argument, f"an integer in [{low}, {'...' if high is None else high}]", value)
+
+
+def _may_read(value: Tensor) -> bool:
+    """Whether reading a value is free of a device sync and of a graph break."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_fake(value)
+
+
+def _is_fake(value: Tensor) -> bool:
+    return type(value) is not Tensor and not isinstance(value, torch.nn.Parameter)
+
+
+def check_indices(op: str, indices: Tensor) -> None:
+    """Require (T, K) integers, none of them negative (read on CPU only: elsewhere it would cost a sync)."""
+    _is_tensor(op, "indices", indices)
+    if indices.dim() != 2:
+        fail(op, "indices", "shape (T, K)", tuple(indices.shape))
+    check_dtype(op, "indices", indices, INTEGERS)
+    if indices.numel() > MAX_ROWS:
+        fail(op, "indices", f"at most {MAX_ROWS} rows", indices.numel())
+    if indices.numel() and _may_read(indices):
+        lowest = int(indices.min())
+        if lowest < 0:
+            fail(op, "indices", "no negative expert index", lowest)
+
+
+def check_plan(op: str, offsets: Tensor, row_token: Tensor | None, slot_row: Tensor | None, like: Tensor) -> None:
+    _is_tensor(op, "offsets", offsets)
+    if offsets.dim() != 1 or offsets.numel() < 1:
+        fail(op, "offsets", "shape (E+1)", tuple(offsets.shape))
+    for name, value in (("offsets", offsets), ("row_token", row_token), ("slot_row", slot_row)):
+        if value is not None:
+            _is_tensor(op, name, value)
+            check_dtype(op, name, value, (torch.int32,))
+            check_device(op, name, value, like)
+
+
+def check_topk_gating(
+    logits: Tensor,
+    k: int,
+    score: str,
+    bias: Tensor | None,
+    num_groups: int,
+    top_groups: int,
+    noise: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    op = "topk_gating"
+    check_shape(op, "logits", logits, {"T": -1, "E": -1})
+    check_dtype(op, "logits", logits, FLOATS)
+    T, E = logits.shape
+    check_range(op, "k", k, 1, E)
+    check_choice(op, "score", score, SCORES)
+    if num_groups < 1 or E % num_groups:
+        fail(op, "num_groups", f"a divisor of E={E}", num_groups)
+    check_range(op, "top_groups", top_groups, 1, num_groups)
+    if k > top_groups * (E // num_groups):
+        fail(op, "k", f"at most the {top_groups * (E // num_groups)} experts of {top_groups} groups", k)
+    if bias is not None:
+        check_shape(op, "bias", bias, {"E": E})
+        check_dtype(op, "bias", bias, FLOATS)
+        check_device(op, "bias", bias, logits)
+    if noise is not None:
+        check_shape(op, "noise", noise, {"T": T, "E": E})
+        check_dtype(op, "noise", noise, FLOATS)
+        check_device(op, "noise", noise, logits)
+    if mask is not None:
+        check_shape(op, "mask", mask, {"T": T})
+        check_dtype(op, "mask", mask, (torch.bool,))
+        check_device(op, "mask", mask, logits)
+
+
+def check_route(indices: Tensor, num_experts: int) -> None:
+    check_indices("route", indices)
+    check_range("route", "num_experts", num_experts, 1)
+
+
+def check_permute(x: Tensor, offsets: Tensor, row_token: Tensor, slot_row: Tensor) -> None:
+    op = "permute"
+    check_shape(op, "x", x, {"T": -1, "H": -1})
+    check_dtype(op, "x", x, FLOATS)
+    check_plan(op, offsets, row_token, slot_row, x)
+    check_shape(op, "plan.slot_row", slot_row, {"T": x.shape[0], "K": -1})
+    check_shape(op, "plan.row_token", row_token, {"N": slot_row.numel()})
+
+
+def check_unpermute(rows: Tensor, slot_row: Tensor, weights: Tensor | None) -> None:
+    op = "unpermute"
+    check_shape(op, "plan.slot_row", slot_row, {"T": -1, "K": -1})
+    check_shape(op, "rows", rows, {"N": slot_row.numel(), "H": -1})
+    check_dtype(op, "rows", rows, FLOATS)
+    check_device(op, "plan", slot_row, rows)
+    if weights is not None:
+        T, K = slot_row.shape
+        check_shape(op, "weights", weights, {"T": T, "K": K})
+        check_dtype(op, "weights", weights, FLOATS)
+        check_device(op, "weights", weights, rows)
+
+
+def check_grouped_mm(
+    x: Tensor,
+    w: Tensor,
+    offsets: Tensor,
+    transposed: bool,
+    row_token: Tensor | None,
+    bias: Tensor | None,
+    row_scale: Tensor | None,
+    slot_row: Tensor | None,
+    base: Tensor | None,
+) -> None:
+    op = "grouped_mm"
+    check_shape(op, "x", x, {"N" if row_token is None else "T": -1, "H": -1})
+    check_dtype(op, "x", x, FLOATS)
+    H = x.shape[1]
+    check_shape(op, "w", w, {"E": -1, "H": H, "O": -1} if transposed else {"E": -1, "O": -1, "H": H})
+    check_dtype(op, "w", w, (x.dtype,))
+    check_device(op, "w", w, x)
+    E, O = w.shape[0], w.shape[2] if transposed else w.shape[1]
+    check_plan(op, offsets, row_token, slot_row, x)
+    check_shape(op, "offsets", offsets, {"E+1": E + 1})
+    N = x.shape[0] if row_token is None else row_token.shape[0]
+    if row_token is not None:
+        check_shape(op, "row_token", row_token, {"N": -1})
+    if bias is not None:
+        check_shape(op, "bias", bias, {"E": E, "O": O})
+        check_dtype(op, "bias", bias, (x.dtype,))
+        check_device(op, "bias", bias, x)
+    if row_scale is not None:
+        check_shape(op, "row_scale", row_scale, {"N": N})
+        check_dtype(op, "row_scale", row_scale, (torch.float32, torch.float64))
+        check_device(op, "row_scale", row_scale, x)
+    rows_out = N
+    if slot_row is not None:
+        check_shape(op, "slot_row", slot_row, {"T": -1, "K": -1})
+        if slot_row.numel() != N:
+            fail(op, "slot_row", f"N={N} entries", slot_row.numel())
+        rows_out = slot_row.shape[0]
+    if base is not None:
+        check_shape(op, "base", base, {"N" if slot_row is None else "T": rows_out, "O": O})
+        check_dtype(op, "base", base, (x.dtype,))
+        check_device(op, "base", base, x)
+
+
+def check_fused_experts(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    activation: str,
+    interleaved: bool,
+    transposed: bool,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+) -> None:
+    op = "fused_experts"
+    check_shape(op, "x", x, {"T": -1, "H": -1})
+    check_dtype(op, "x", x, FLOATS)
+    T, H = x.shape
+    check_indices(op, indices)
+    check_shape(op, "indices", indices, {"T": T, "K": -1})
+    check_device(op, "indices", indices, x)
+    check_shape(op, "weights", weights, {"T": T, "K": indices.shape[1]})
+    check_dtype(op, "weights", weights, FLOATS)
+    check_device(op, "weights", weights, x)
+    _is_tensor(op, "gate_up", gate_up)
+    check_shape(op, "down", down, {"E": -1, "I": -1, "H": H} if transposed else {"E": -1, "H": H, "I": -1})
+    E = down.shape[0]
+    I = down.shape[1] if transposed else down.shape[2]
+    check_shape(op, "gate_up", gate_up, {"E": E, "H": H, "2I": -1} if transposed else {"E": E, "2I": -1, "H": H})
+    up_rows = gate_up.shape[2] if transposed else gate_up.shape[1]
+    if up_rows not in (I, 2 * I):
+        fail(op, "gate_up", f"{2 * I} rows an expert (gate and up) or {I} (up alone), as down has I={I}", up_rows)
+    gated = up_rows == 2 * I and I > 0
+    check_choice(op, "activation", activation, GATED_ACTIVATIONS if gated else PLAIN_ACTIVATIONS)
+    if interleaved and not gated:
+        fail(op, "interleaved", "False for experts without a gate", True)
+    for name, value, width in (("gate_up_bias", gate_up_bias, up_rows), ("down_bias", down_bias, H)):
+        if value is not None:
+            check_shape(op, name, value, {"E": E, "O": width})
+    for name, value in (
+        ("gate_up", gate_up),
+        ("down", down),
+        ("gate_up_bias", gate_up_bias),
+        ("down_bias", down_bias),
+    ):
+        if value is not None:
+            check_dtype(op, name, value, (x.dtype,))
+            check_device(op, name, value, x)
