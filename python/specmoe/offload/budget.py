@@ -1,0 +1,66 @@
+"""Byte sizes as people write them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", start=1):
+    _UNITS[_letter + "b"] = 1000**_power
+    _UNITS[_letter + "ib"] = 1024**_power
+_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgt]?i?b|%|)", re.IGNORECASE)
+
+
+def parse_bytes(size: str | int, *, whole: int | None = None, argument: str = "memory") -> int:
+    """Return a number of bytes.
+
+    Args:
+        size: bytes as an integer, or text such as "6GiB" (1024³), "64 MB" (1000²), "4096" or "75%".
+        whole: bytes that a percentage is of; None for the memory of this machine.
+        argument: name for the error message.
+
+    Raises:
+        ValueError: the text is not a size, or the size is not positive.
+    """
+    expected = f'{argument}: expected a positive size such as "6GiB", "64MiB" or "75%", got {size!r}'
+    if isinstance(size, bool) or not isinstance(size, str | int):
+        raise ValueError(expected)
+    if isinstance(size, int):
+        value = size
+    else:
+        match = _SIZE.fullmatch(size.strip())
+        if match is None or match[2].lower() == "ib":
+            raise ValueError(expected)
+        number, unit = float(match[1]), match[2].lower()
+        if unit == "%":
+            if number > 100:
+                raise ValueError(f"{expected}: more than all of it")
+            value = int(number / 100 * (machine_memory() if whole is None else whole))
+        else:
+            value = int(number * _UNITS[unit])
+    if value <= 0:
+        raise ValueError(expected)
+    return value
+
+
+def format_bytes(count: float) -> str:
+    """Return a short text such as "1.5 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or abs(count) >= 100 else f"{count:.1f} {unit}"
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that this process may use at most: the machine's, or its control group's limit."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        raise ValueError("memory: a percentage needs a system that tells its memory; give a size such as 6GiB")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        limit = "max"
+    return min(total, int(limit)) if limit.isdigit() else total

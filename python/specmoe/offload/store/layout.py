@@ -1,0 +1,179 @@
+"""The bytes of a store.
+
+    [preamble 4096][header JSON, padded to 4096][blob 0][blob 1]...[footer 4096]
+
+- The preamble holds magic, version, alignment, the header's size and checksum, the file's size, and its own checksum
+  in its last 8 bytes; the footer holds the same under another magic: a file without it was cut.
+- The header holds the tensors of one expert (name, shape, dtype, offset within the blob), the bytes of a blob, and for
+  every expert its layer, number, file offset and checksum.
+- A blob is one expert: its tensors one after the other, each at a multiple of 64 bytes, padded to 4096. It is read
+  whole into one cache slot, so that a slot's tensors are views and nothing is copied.
+
+Checksums are XXH3 (64 bit), over padding too: 24 GB/s on one Zen 4 core against 2.3 for CRC-32, so that checking
+every read costs less than a tenth of the read. All integers are little-endian.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import xxhash
+
+ALIGN = 4096
+TENSOR_ALIGN = 64
+VERSION = 1
+MAGIC = b"SPECMOE\x00"
+END_MAGIC = b"SPECEND\x00"
+CHECKSUM_NAME = "xxh3_64"
+_FIELDS = struct.Struct("<8sIIQQQ")
+_CHECKSUM = struct.Struct("<Q")
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8)
+}
+
+
+class StoreError(OSError):
+    """A store is missing something, damaged, or of another kind; the message names file and expert."""
+
+
+class ExpertKey(NamedTuple):
+    """Which expert: its layer's position among the MoE layers, and its number there."""
+
+    layer: int
+    expert: int
+
+    def __str__(self) -> str:
+        return f"expert (layer {self.layer}, expert {self.expert})"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of an expert: shape without the experts' dimension, and byte offset within the blob."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+class Blob(NamedTuple):
+    offset: int
+    checksum: int
+
+
+@dataclass
+class StoreLayout:
+    """What a store's header says.
+
+    Args:
+        tensors: the tensors of one expert, in blob order.
+        blob_bytes: bytes of one expert on disk and in a slot.
+        blobs: where each expert lies, and its checksum.
+        source: free text that says what the weights are of.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    blob_bytes: int
+    blobs: dict[ExpertKey, Blob] = field(default_factory=dict)
+    source: str = ""
+
+    @classmethod
+    def plan(cls, tensors: list[TensorSpec], keys: list[ExpertKey], source: str = "") -> StoreLayout:
+        """Lay out tensors within a blob and blobs within the file; checksums are zero until written."""
+        placed, end = [], 0
+        for spec in tensors:
+            offset = round_up(end, TENSOR_ALIGN)
+            placed.append(TensorSpec(spec.name, tuple(spec.shape), spec.dtype, offset))
+            end = offset + spec.nbytes
+        layout = cls(tuple(placed), round_up(end, ALIGN), dict.fromkeys(keys, Blob(0, 0)), source)
+        start = ALIGN + round_up(len(layout.header()), ALIGN)
+        for index, key in enumerate(keys):
+            layout.blobs[key] = Blob(start + index * layout.blob_bytes, 0)
+        return layout
+
+    @property
+    def keys(self) -> list[ExpertKey]:
+        return list(self.blobs)
+
+    @property
+    def payload_bytes(self) -> int:
+        return len(self.blobs) * self.blob_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        return ALIGN + round_up(len(self.header()), ALIGN) + self.payload_bytes + ALIGN
+
+    def header(self) -> bytes:
+        """Return the header's JSON; numbers of experts are of fixed width, so that its size is known beforehand."""
+        rows = [[key.layer, key.expert, f"{b.offset:016x}", f"{b.checksum:016x}"] for key, b in self.blobs.items()]
+        value = {
+            "checksum": CHECKSUM_NAME,
+            "source": self.source,
+            "blob_bytes": self.blob_bytes,
+            "tensors": [[t.name, list(t.shape), t.dtype, t.offset] for t in self.tensors],
+            "experts": rows,
+        }
+        return json.dumps(value, separators=(",", ":")).encode()
+
+    @classmethod
+    def parse(cls, header: bytes) -> StoreLayout:
+        """Read `header()` back; the bytes have passed their checksum, so that only a writer's mistake can raise."""
+        value = json.loads(header)
+        if value["checksum"] != CHECKSUM_NAME:
+            raise ValueError(f"checksum: expected {CHECKSUM_NAME}, got {value['checksum']!r}")
+        tensors = tuple(TensorSpec(name, tuple(shape), dtype, offset) for name, shape, dtype, offset in value["tensors"])
+        blobs = {
+            ExpertKey(layer, expert): Blob(int(offset, 16), int(checksum, 16))
+            for layer, expert, offset, checksum in value["experts"]
+        }
+        return cls(tensors, value["blob_bytes"], blobs, value["source"])
+
+
+class Frame(NamedTuple):
+    """What preamble and footer hold."""
+
+    header_bytes: int
+    header_checksum: int
+    file_bytes: int
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def checksum(data: bytes | bytearray | memoryview) -> int:
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def pack_frame(magic: bytes, frame: Frame) -> bytes:
+    fields = _FIELDS.pack(magic, VERSION, ALIGN, *frame)
+    body = fields.ljust(ALIGN - _CHECKSUM.size, b"\0")
+    return body + _CHECKSUM.pack(checksum(body))
+
+
+def unpack_frame(magic: bytes, block: bytes, where: str) -> Frame:
+    """Read a preamble or footer.
+
+    Raises:
+        StoreError: it is another kind of file, of another version, or damaged; the message begins with `where`.
+    """
+    found, version, align, *frame = _FIELDS.unpack_from(block.ljust(_FIELDS.size, b"\0"))
+    if found != magic:
+        raise StoreError(f"{where}: expected the magic {magic!r}, got {bytes(found)!r}")
+    body = block[: ALIGN - _CHECKSUM.size]
+    if len(block) != ALIGN or _CHECKSUM.unpack(block[len(body) :])[0] != checksum(body):
+        raise StoreError(f"{where}: checksum does not match: it is damaged")
+    if (version, align) != (VERSION, ALIGN):
+        raise StoreError(f"{where}: expected version {VERSION} aligned to {ALIGN}, got version {version}, {align}")
+    return Frame(*frame)

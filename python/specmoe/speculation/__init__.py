@@ -1,0 +1,29 @@
+"""Which experts will be wanted next, and which of those are worth loading ahead.
+
+This package sees layers, experts, scores and seconds; it knows nothing of files or devices.
+"""
+
+from __future__ import annotations
+
+from .calibration import RankCalibration
+from .cost_gate import CostGate
+from .counting import LinkCounts, PreviousToken, StaticFrequency
+from .next_gate import NextGate
+from .oracle import Oracle
+from .predictor import Observation, Predictor
+from .traces import RouteTrace, load_routes, save_routes
+
+__all__ = [
+    "CostGate",
+    "LinkCounts",
+    "NextGate",
+    "Observation",
+    "Oracle",
+    "Predictor",
+    "PreviousToken",
+    "RankCalibration",
+    "RouteTrace",
+    "StaticFrequency",
+    "load_routes",
+    "save_routes",
+]

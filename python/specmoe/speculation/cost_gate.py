@@ -1,0 +1,96 @@
+"""Which predictions are worth loading: speculation is priced, and switched off where it would lose.
+
+With a window of C seconds of compute until the next layer asks, and L seconds to load one expert, the j-th load (from
+0) that is started now runs from j*L to (j+1)*L:
+
+- if the expert is wanted (probability p), the part of the load that lies inside the window is time saved:
+  min(L, max(0, C - j*L));
+- if it is not, the part that lies beyond the window holds the lane when the next layer's own misses arrive:
+  min(L, max(0, (j+1)*L - C)).
+
+A load is taken while p * saved > (1 - p) * lost, likeliest first. All of them together must save more than the
+prediction itself costs; where they have not, the predictor is asked only now and then, to see whether that changed.
+A wrong load's slot is the first to be evicted (the cache sees to that), so it is priced at nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# Weight of the newest measurement in the running averages: about the last 20.
+NEWEST = 0.05
+# While off, one layer in this many is predicted all the same.
+PROBE_EVERY = 16
+
+
+class RunningMean:
+    """An exponential moving average that starts at its first value."""
+
+    def __init__(self, newest: float = NEWEST) -> None:
+        self.value: float | None = None
+        self._newest = newest
+
+    def add(self, value: float) -> None:
+        self.value = value if self.value is None else self.value + self._newest * (value - self.value)
+
+
+class CostGate:
+    """Chooses among predicted experts by what loading them would save.
+
+    Args:
+        enabled: with False every candidate is loaded: the arm that shows what the gate is worth.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.compute = RunningMean()
+        self.load = RunningMean()
+        self.predict = RunningMean()
+        self.saved = RunningMean()
+        self._skipped = 0
+
+    def record_compute(self, seconds: float) -> None:
+        """Note the time between a layer's experts being ready and the next layer asking for its own."""
+        self.compute.add(seconds)
+
+    def record_load(self, seconds: float) -> None:
+        """Note the time that one expert took to load, others in flight being counted once."""
+        self.load.add(seconds)
+
+    def record_predict(self, seconds: float) -> None:
+        """Note the time that one prediction took."""
+        self.predict.add(seconds)
+
+    def worth_predicting(self) -> bool:
+        """Whether to ask the predictor at all for the coming layer."""
+        if not self.enabled or self.saved.value is None or self.predict.value is None:
+            return True
+        if self.saved.value > self.predict.value:
+            return True
+        self._skipped += 1
+        if self._skipped >= PROBE_EVERY:
+            self._skipped = 0
+            return True
+        return False
+
+    def choose(self, candidates: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Return the candidates that are worth loading, in order.
+
+        Args:
+            candidates: (expert, probability of use) of experts that are not resident, likeliest first.
+        """
+        if not self.enabled or self.compute.value is None or self.load.value is None:
+            return list(candidates)
+        window, load = self.compute.value, self.load.value
+        chosen: list[tuple[int, float]] = []
+        saved = 0.0
+        for expert, p in candidates:
+            begin = len(chosen) * load
+            gain = p * min(load, max(0.0, window - begin))
+            loss = (1.0 - p) * min(load, max(0.0, begin + load - window))
+            if gain <= loss:
+                break
+            chosen.append((expert, p))
+            saved += gain - loss
+        self.saved.add(saved)
+        return chosen
