@@ -1,6 +1,6 @@
 """The bytes of a store.
 
-    [preamble 4096][header JSON, padded to 4096][blob 0][blob 1]...[footer 4096]
+    [preamble 4096][header JSON, padded with blanks to 4096][blob 0][blob 1]...[footer 4096]
 
 - The preamble holds magic, version, alignment, the header's size and checksum, the file's size, and its own checksum
   in its last 8 bytes; the footer holds the same under another magic: a file without it was cut.
@@ -97,7 +97,7 @@ class StoreLayout:
             placed.append(TensorSpec(spec.name, tuple(spec.shape), spec.dtype, offset))
             end = offset + spec.nbytes
         layout = cls(tuple(placed), round_up(end, ALIGN), dict.fromkeys(keys, Blob(0, 0)), source)
-        start = ALIGN + round_up(len(layout.header()), ALIGN)
+        start = ALIGN + len(layout.header())
         for index, key in enumerate(keys):
             layout.blobs[key] = Blob(start + index * layout.blob_bytes, 0)
         return layout
@@ -112,10 +112,13 @@ class StoreLayout:
 
     @property
     def file_bytes(self) -> int:
-        return ALIGN + round_up(len(self.header()), ALIGN) + self.payload_bytes + ALIGN
+        return ALIGN + len(self.header()) + self.payload_bytes + ALIGN
 
     def header(self) -> bytes:
-        """Return the header's JSON; numbers of experts are of fixed width, so that its size is known beforehand."""
+        """Return the header's JSON, padded with blanks to 4096.
+
+        Offsets and checksums are of fixed width, so that the size is known before they are.
+        """
         rows = [[key.layer, key.expert, f"{b.offset:016x}", f"{b.checksum:016x}"] for key, b in self.blobs.items()]
         value = {
             "checksum": CHECKSUM_NAME,
@@ -124,7 +127,8 @@ class StoreLayout:
             "tensors": [[t.name, list(t.shape), t.dtype, t.offset] for t in self.tensors],
             "experts": rows,
         }
-        return json.dumps(value, separators=(",", ":")).encode()
+        text = json.dumps(value, separators=(",", ":")).encode()
+        return text.ljust(round_up(len(text), ALIGN))
 
     @classmethod
     def parse(cls, header: bytes) -> StoreLayout:

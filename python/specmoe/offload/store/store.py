@@ -20,7 +20,6 @@ from .layout import (
     StoreError,
     StoreLayout,
     checksum,
-    round_up,
     unpack_frame,
 )
 
@@ -176,10 +175,9 @@ def _read_layout(file: DirectFile) -> StoreLayout:
     if file.size < ALIGN:
         raise StoreError(f"{where}: expected at least {ALIGN} bytes, got {file.size}: it is no store, or was cut")
     frame = unpack_frame(MAGIC, _read(file, 0, ALIGN), f"{where}: preamble")
-    size = round_up(frame.header_bytes, ALIGN)
     layout = None
-    if file.size >= ALIGN + size:
-        header = _read(file, ALIGN, size)[: frame.header_bytes]
+    if file.size >= ALIGN + frame.header_bytes:
+        header = _read(file, ALIGN, frame.header_bytes)
         if checksum(header) != frame.header_checksum:
             raise StoreError(f"{where}: header: checksum does not match: it is damaged")
         try:

@@ -1,0 +1,19 @@
+"""Running a model whose experts stay on disk: the modules that stand in for them, and what drives the tiers."""
+
+from __future__ import annotations
+
+from .adapters import MoEBlock, expert_tensors, moe_blocks
+from .offload import Offload, build_model_store, offload
+from .pipeline import ExpertPipeline
+from .recorder import record_routes
+
+__all__ = [
+    "ExpertPipeline",
+    "MoEBlock",
+    "Offload",
+    "build_model_store",
+    "expert_tensors",
+    "moe_blocks",
+    "offload",
+    "record_routes",
+]

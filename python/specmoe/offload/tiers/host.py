@@ -1,0 +1,306 @@
+"""Host memory: slots filled by background readers, shared by what layers demand and what speculation guesses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..stats import TransferStats
+from ..store import ExpertKey, ExpertStore, StoreError
+from .eviction import LRU, EvictionPolicy
+from .queue import Request, TransferQueue
+from .slots import SlotPool
+
+DEFAULT_LANES = 3
+
+
+@dataclass
+class _Entry:
+    """An expert that has a slot.
+
+    `guess` holds until the first use; `stale` marks a guess whose layer went by while it was still being read.
+    """
+
+    slot: int
+    guess: bool
+    ready: bool = False
+    stale: bool = False
+
+
+class HostTier:
+    """A cache of experts in host memory with a byte budget, and the threads that fill it.
+
+    A layer calls `demand`, then `wait`, runs, then `release`; in between `speculate` may queue guesses. An expert that
+    is demanded and not released, or is being read, is never evicted. One lane is kept free of guesses.
+
+    Args:
+        store: where the experts are.
+        slots: how many experts fit.
+        policy: order of eviction; LRU by default.
+        lanes: reader threads.
+        keep: with False an expert is dropped as soon as it is released: no cache.
+
+    Attributes:
+        stats: counts since the start.
+    """
+
+    def __init__(
+        self,
+        store: ExpertStore,
+        slots: int,
+        *,
+        policy: EvictionPolicy | None = None,
+        lanes: int = DEFAULT_LANES,
+        keep: bool = True,
+    ) -> None:
+        if lanes < 1:
+            raise ValueError(f"HostTier: lanes: expected at least 1, got {lanes}")
+        self.store = store
+        self.pool = SlotPool(store.layout, slots)
+        self.keep = keep
+        self.stats = TransferStats()
+        self._changed = threading.Condition()
+        self._policy = LRU() if policy is None else policy
+        self._entries: dict[ExpertKey, _Entry] = {}
+        self._free = list(range(slots))[::-1]
+        self._pins: dict[ExpertKey, int] = {}
+        self._failed: dict[ExpertKey, StoreError] = {}
+        self._queue = TransferQueue()
+        self._reading = 0
+        self._guesses_reading = 0
+        self._max_guesses = max(1, lanes - 1)
+        self._read_mark = 0.0
+        self._closed = False
+        self._lanes = [threading.Thread(target=self._lane, name=f"specmoe-lane-{i}", daemon=True) for i in range(lanes)]
+        for lane in self._lanes:
+            lane.start()
+
+    @property
+    def slots(self) -> int:
+        return self.pool.count
+
+    def resident(self, key: ExpertKey) -> bool:
+        """Whether the expert is there, or on its way."""
+        with self._changed:
+            return key in self._entries
+
+    def resident_experts(self, layer: int, num_experts: int) -> np.ndarray:
+        """Return (E,) bool: which experts of a layer are there, or on their way."""
+        with self._changed:
+            return np.fromiter((ExpertKey(layer, e) in self._entries for e in range(num_experts)), bool, num_experts)
+
+    def demand(self, keys: Sequence[ExpertKey]) -> None:
+        """Ask for experts, and hold them until `release`; distinct keys, at most as many as there are slots."""
+        if len(keys) > self.pool.count:
+            raise ValueError(f"demand: keys: expected at most {self.pool.count} experts, got {len(keys)}")
+        with self._changed:
+            self._require_open()
+            stats = self.stats
+            stats.requests += len(keys)
+            for key in keys:
+                self._pins[key] = self._pins.get(key, 0) + 1
+                self._failed.pop(key, None)
+                entry = self._entries.get(key)
+                if entry is None:
+                    stats.misses += 1
+                    self._queue.put(key, demand=True)
+                    continue
+                if entry.ready:
+                    stats.hits += 1
+                    stats.prefetched += entry.guess
+                    self._policy.touch(key)
+                else:
+                    stats.late += 1
+                    stats.late_bytes += self.pool.blob_bytes if entry.guess else 0
+                if entry.guess:
+                    entry.guess = False
+                    stats.useful_bytes += self.pool.blob_bytes
+            self._changed.notify_all()
+
+    def wait(self, keys: Sequence[ExpertKey]) -> list[int]:
+        """Wait until demanded experts are there; return their slots.
+
+        Raises:
+            StoreError: an expert could not be read; the message names it.
+        """
+        with self._changed:
+            begin = time.perf_counter()
+            try:
+                while not self._all_ready(keys):
+                    self._changed.wait()
+            finally:
+                self.stats.stall_seconds += time.perf_counter() - begin
+            return [self._entries[key].slot for key in keys]
+
+    def _all_ready(self, keys: Sequence[ExpertKey]) -> bool:
+        self._require_open()
+        ready = True
+        for key in keys:
+            if key in self._failed:
+                raise self._failed[key]
+            entry = self._entries.get(key)
+            ready = ready and entry is not None and entry.ready
+        return ready
+
+    def release(self, keys: Iterable[ExpertKey]) -> None:
+        """Let demanded experts go: they may be evicted from now on."""
+        with self._changed:
+            for key in keys:
+                self._pins[key] -= 1
+                if self._pins[key]:
+                    continue
+                del self._pins[key]
+                self._queue.abandon(key)
+                entry = self._entries.get(key)
+                if not self.keep and entry is not None and entry.ready:
+                    self._evict(key)
+            self._changed.notify_all()
+
+    def speculate(self, guesses: Iterable[tuple[ExpertKey, float]]) -> None:
+        """Queue guesses, each with its probability of use; those resident or queued already are skipped."""
+        with self._changed:
+            self._require_open()
+            for key, probability in guesses:
+                if key not in self._entries:
+                    self._queue.put(key, demand=False, probability=probability)
+            self._changed.notify_all()
+
+    def retire(self, layer: int) -> None:
+        """Note that a layer has got its experts: guesses for it that are still open or unused were wrong."""
+        with self._changed:
+            self.stats.cancelled += self._queue.cancel_where(lambda key: key.layer == layer)
+            for key in [k for k, e in self._entries.items() if e.guess and k.layer == layer]:
+                if self._entries[key].ready:
+                    self._policy.demote(key)
+                else:
+                    self._entries[key].stale = True
+
+    def reset(self, *, keep: bool | None = None) -> None:
+        """Empty the cache and zero the counts; whatever is being read is waited for."""
+        with self._changed:
+            if self._pins:
+                raise RuntimeError("reset: some experts are in use")
+            self._queue.clear()
+            while self._reading:
+                self._changed.wait()
+            for key in list(self._entries):
+                self._evict(key)
+            self.keep = self.keep if keep is None else keep
+            self._failed.clear()
+            self.stats = TransferStats()
+
+    def settle(self) -> TransferStats:
+        """Drop what is queued, wait for what is being read, and count unused guesses as wasted; return the counts."""
+        with self._changed:
+            self.stats.cancelled += self._queue.cancel_where(lambda _: True)
+            while self._reading:
+                self._changed.wait()
+            for entry in self._entries.values():
+                if entry.guess:
+                    entry.guess = False
+                    self.stats.wasted_bytes += self.pool.blob_bytes
+            return self.stats.copy()
+
+    def close(self) -> None:
+        """Stop the lanes; the reads under way are finished first. May be called twice."""
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.join()
+
+    def __enter__(self) -> HostTier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("HostTier: it was closed")
+
+    def _lane(self) -> None:
+        while True:
+            with self._changed:
+                started = self._start()
+                while started is None:
+                    if self._closed:
+                        return
+                    self._changed.wait()
+                    started = self._start()
+            request, slot = started
+            failure: StoreError | None = None
+            retries = 0
+            try:
+                retries = self.store.read_into(request.key, self.pool.slot(slot))
+            except StoreError as error:
+                failure = error
+            except Exception as error:
+                # A lane that died would leave its layer waiting for ever: whatever went wrong is the waiter's to raise.
+                failure = StoreError(f"store {self.store.path}: {request.key} cannot be read: {error!r}")
+            with self._changed:
+                self._finish(request, slot, failure, retries)
+
+    def _start(self) -> tuple[Request, int] | None:
+        """Take the next request and give it a slot; None when nothing can begin."""
+        if self._closed or not len(self._queue):
+            return None
+        victim = None if self._free else self._victim()
+        if not self._free and victim is None:
+            return None
+        request = self._queue.take(speculation=self._guesses_reading < self._max_guesses)
+        if request is None:
+            return None
+        if victim is not None:
+            self._evict(victim)
+        slot = self._free.pop()
+        self._entries[request.key] = _Entry(slot, guess=not request.demand)
+        stats = self.stats
+        stats.peak_bytes = max(stats.peak_bytes, (self.pool.count - len(self._free)) * self.pool.blob_bytes)
+        if not request.demand:
+            stats.speculative_loads += 1
+            self._guesses_reading += 1
+        if not self._reading:
+            self._read_mark = time.perf_counter()
+        self._reading += 1
+        return request, slot
+
+    def _finish(self, request: Request, slot: int, failure: StoreError | None, retries: int) -> None:
+        now = time.perf_counter()
+        stats, entry = self.stats, self._entries[request.key]
+        stats.read_seconds += now - self._read_mark
+        self._read_mark = now
+        self._reading -= 1
+        self._guesses_reading -= not request.demand
+        stats.loads += 1
+        stats.retried_reads += retries
+        if failure is not None:
+            del self._entries[request.key]
+            self._free.append(slot)
+            # A guess that failed is dropped: if the expert is wanted, its demand tries again and reports.
+            if request.key in self._pins:
+                self._failed[request.key] = failure
+        else:
+            entry.ready = True
+            stats.demand_bytes += self.pool.blob_bytes if request.demand else 0
+            self._policy.insert(request.key)
+            if entry.stale and entry.guess:
+                self._policy.demote(request.key)
+            if not self.keep and not entry.guess and request.key not in self._pins:
+                self._evict(request.key)
+        self._changed.notify_all()
+
+    def _victim(self) -> ExpertKey | None:
+        return next((key for key in self._policy.order() if key not in self._pins), None)
+
+    def _evict(self, key: ExpertKey) -> None:
+        entry = self._entries.pop(key)
+        self._policy.remove(key)
+        self._free.append(entry.slot)
+        if entry.guess:
+            self.stats.wasted_bytes += self.pool.blob_bytes

@@ -1,0 +1,47 @@
+"""Slots: one block of memory, allocated once, that holds as many experts as the budget allows.
+
+Letters: S slots, E experts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..store import StoreLayout, aligned_buffer
+from ..store.layout import DTYPES
+
+
+class SlotPool:
+    """S slots of one blob each.
+
+    A read fills a slot directly, and `tensors` are views over all slots, with slots in place of experts: (S, ...) with
+    the strides of whole blobs along the first dimension. So an op takes them as its weights, and no expert is copied.
+
+    Args:
+        layout: the store's.
+        count: S.
+    """
+
+    def __init__(self, layout: StoreLayout, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"SlotPool: count: expected at least 1 slot, got {count}")
+        self.count = count
+        self.blob_bytes = layout.blob_bytes
+        self._buffer = aligned_buffer(count * layout.blob_bytes)
+        self._bytes = memoryview(self._buffer)
+        raw = torch.frombuffer(self._buffer, dtype=torch.uint8)
+        self.tensors: dict[str, Tensor] = {}
+        for spec in layout.tensors:
+            dtype = DTYPES[spec.dtype]
+            inner = torch.empty(spec.shape, dtype=dtype, device="meta").stride()
+            size, stride = (count, *spec.shape), (layout.blob_bytes // dtype.itemsize, *inner)
+            self.tensors[spec.name] = raw.view(dtype).as_strided(size, stride, spec.offset // dtype.itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.blob_bytes
+
+    def slot(self, index: int) -> memoryview:
+        """Return the bytes of one slot."""
+        return self._bytes[index * self.blob_bytes : (index + 1) * self.blob_bytes]
