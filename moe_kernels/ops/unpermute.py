@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moe_kernels import validation
@@ -27,7 +26,7 @@ def _backward_shapes(
     grad: Tensor, rows: Tensor, slot_row: Tensor, weights: Tensor | None, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     shape = slot_row.shape if weights is not None else (0,)
-    return torch.empty_like(rows, memory_format=torch.contiguous_format), rows.new_empty(shape, dtype=weight_dtype(rows))
+    return rows.new_empty(rows.shape), rows.new_empty(shape, dtype=weight_dtype(rows))
 
 
 _backward_op = define(

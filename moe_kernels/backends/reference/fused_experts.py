@@ -39,15 +39,10 @@ def fused_experts_reference(
     E, _, I = w_down.shape
     wide = accumulate_dtype(x)
     offsets, row_token, slot_row = route_reference(indices, E)
-    N = row_token.shape[0]
 
-    pre = grouped_matmul(x[row_token], w_up, offsets)
-    if gate_up_bias is not None:
-        pre = pre + per_row(gate_up_bias, offsets, N)
+    pre = grouped_matmul(x[row_token], w_up, offsets, gate_up_bias)
     act = activate(pre.to(wide), activation, w_up.shape[1] == 2 * I, interleaved).to(x.dtype)
-    rows = grouped_matmul(act, w_down, offsets).to(wide)
-    if down_bias is not None:
-        rows = rows + per_row(down_bias.to(wide), offsets, N)
+    rows = grouped_matmul(act, w_down, offsets, down_bias).to(wide)
     out = unpermute_reference(rows, slot_row, weights).to(x.dtype)
     if save:
         return out, pre, offsets, row_token, slot_row

@@ -33,9 +33,7 @@ def grouped_mm_reference(
     """Return (N, O), or (T, O) with `slot_row` (see `moe_kernels.grouped_mm`)."""
     wide = accumulate_dtype(x)
     rows = x if row_token is None else x[row_token]
-    out = grouped_matmul(rows, _as_EOH(w, transposed), offsets).to(wide)
-    if bias is not None:
-        out = out + per_row(bias.to(wide), offsets, rows.shape[0])
+    out = grouped_matmul(rows, _as_EOH(w, transposed), offsets, bias).to(wide)
     if row_scale is not None:
         owned = torch.arange(rows.shape[0], device=x.device) < offsets[-1]
         out = out * torch.where(owned, row_scale.to(wide), 0)[:, None]

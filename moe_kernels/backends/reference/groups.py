@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def accumulate_dtype(x: Tensor) -> torch.dtype:
@@ -30,8 +31,8 @@ def expert_of_row(offsets: Tensor, N: int) -> Tensor:
     return (rows[:, None] >= offsets[None, 1:]).sum(1)
 
 
-def grouped_matmul(x_NH: Tensor, w_EOH: Tensor, offsets: Tensor) -> Tensor:
-    """Multiply each row by its expert's matrix.
+def grouped_matmul(x_NH: Tensor, w_EOH: Tensor, offsets: Tensor, bias_EO: Tensor | None = None) -> Tensor:
+    """Multiply each row by its expert's matrix and add its bias, rounded once.
 
     Returns:
         (N, O) in x's dtype; rows from offsets[E] on are zero.
@@ -41,10 +42,11 @@ def grouped_matmul(x_NH: Tensor, w_EOH: Tensor, offsets: Tensor) -> Tensor:
         # No host may learn the offsets while a CUDA graph is recorded: every expert sees every row.
         owner_N = expert_of_row(offsets, x_NH.shape[0])
         for e in range(w_EOH.shape[0]):
-            out_NO = torch.where((owner_N == e)[:, None], x_NH @ w_EOH[e].T, out_NO)
+            all_NO = F.linear(x_NH, w_EOH[e], None if bias_EO is None else bias_EO[e])
+            out_NO = torch.where((owner_N == e)[:, None], all_NO, out_NO)
         return out_NO
     for e, start, end in group_bounds(offsets):
-        out_NO[start:end] = x_NH[start:end] @ w_EOH[e].T
+        out_NO[start:end] = F.linear(x_NH[start:end], w_EOH[e], None if bias_EO is None else bias_EO[e])
     return out_NO
 
 

@@ -31,7 +31,7 @@ def _descending(choice: Tensor) -> Tensor:
 
 
 def _keep_groups(choice: Tensor, num_groups: int, top_groups: int, sum_two: bool) -> Tensor:
-    """Return (T, E) True for the experts of the best groups (DeepSeek-V3's sum of two with a bias, else the maximum)."""
+    """Return (T, E) True in the best groups (DeepSeek-V3: sum of two with a bias; else the maximum)."""
     T, E = choice.shape
     size = E // num_groups
     by_group = choice.view(T, num_groups, size)

@@ -14,7 +14,7 @@ def _rows_of_slot(rows: Tensor, slot_row_T: Tensor) -> Tensor:
 
 
 def unpermute_reference(rows: Tensor, slot_row: Tensor, weights: Tensor | None) -> Tensor:
-    """Return (T, H) in the rows' dtype: Σ_k weights[t, k] · rows[slot_row[t, k]], summed in float32 in the order of k."""
+    """Return (T, H) in the rows' dtype: Σ_k weights[t, k] · rows[slot_row[t, k]], in float32, in the order of k."""
     T, K = slot_row.shape
     out = torch.zeros(T, rows.shape[1], dtype=accumulate_dtype(rows), device=rows.device)
     if rows.shape[0] == 0:
