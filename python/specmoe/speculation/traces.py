@@ -73,7 +73,9 @@ def load_routes(path: str | Path) -> RouteTrace:
         raise FileNotFoundError(f"trace: no file at {path}")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("experts", "trace_start", "num_experts") if name in archive.files}
+            arrays = {
+                name: archive[name] for name in ("experts", "trace_start", "num_experts") if name in archive.files
+            }
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(f"trace: {path}: expected a NumPy .npz file, got one that cannot be read ({error})") from error
     missing = [name for name in ("experts", "trace_start") if name not in arrays]

@@ -41,7 +41,7 @@ class MoEBlock:
         """Return (T, E): this block's routing scores for a residual stream (T, H), in the order that it chooses by."""
         # `forward` passes over the hook that notes the residual stream: this one is another layer's.
         logits = F.linear(self.norm.forward(residual), self.moe.gate.weight)
-        bias = self.moe.gate.e_score_correction_bias
+        bias: Tensor | None = dict(self.moe.gate.named_buffers()).get("e_score_correction_bias")
         return logits if bias is None else logits.sigmoid() + bias
 
 

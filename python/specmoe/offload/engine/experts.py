@@ -27,6 +27,9 @@ class OffloadedExperts(nn.Module):
         tier: where the slots are.
     """
 
+    original: nn.Module
+    _on_slots: nn.Module
+
     def __init__(self, original: nn.Module, layer: int, num_experts: int, tier: HostTier) -> None:
         super().__init__()
         self.layer = layer
@@ -82,7 +85,9 @@ class OffloadedExperts(nn.Module):
         return self._on_slots(x, torch.from_numpy(remapped), weights)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError("offloaded experts are not in the model's state: call restore() on the offload before saving")
+        raise RuntimeError(
+            "offloaded experts are not in the model's state: call restore() on the offload before saving"
+        )
 
     def extra_repr(self) -> str:
         return f"layer={self.layer}, num_experts={self.num_experts}, slots={self.tier.slots}"

@@ -136,7 +136,9 @@ class StoreLayout:
         value = json.loads(header)
         if value["checksum"] != CHECKSUM_NAME:
             raise ValueError(f"checksum: expected {CHECKSUM_NAME}, got {value['checksum']!r}")
-        tensors = tuple(TensorSpec(name, tuple(shape), dtype, offset) for name, shape, dtype, offset in value["tensors"])
+        tensors = tuple(
+            TensorSpec(name, tuple(shape), dtype, offset) for name, shape, dtype, offset in value["tensors"]
+        )
         blobs = {
             ExpertKey(layer, expert): Blob(int(offset, 16), int(checksum, 16))
             for layer, expert, offset, checksum in value["experts"]

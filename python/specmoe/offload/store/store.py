@@ -57,7 +57,9 @@ class ExpertStore:
             counts = {name: len(t) for name, t in tensors.items()}
             if len(set(counts.values())) != 1:
                 raise ValueError(f"ExpertStore.build: layer {layer}: expected one number of experts, got {counts}")
-        keys = [ExpertKey(layer, e) for layer, tensors in layers.items() for e in range(len(next(iter(tensors.values()))))]
+        keys = [
+            ExpertKey(layer, e) for layer, tensors in layers.items() for e in range(len(next(iter(tensors.values()))))
+        ]
         build_store(
             path,
             keys,
@@ -185,9 +187,7 @@ def _read_layout(file: DirectFile) -> StoreLayout:
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{where}: header: not understood: {error}") from error
     if file.size != frame.file_bytes:
-        raise StoreError(
-            f"{where}: expected {frame.file_bytes} bytes, got {file.size}{_first_cut(layout, file.size)}"
-        )
+        raise StoreError(f"{where}: expected {frame.file_bytes} bytes, got {file.size}{_first_cut(layout, file.size)}")
     if unpack_frame(END_MAGIC, _read(file, file.size - ALIGN, ALIGN), f"{where}: footer") != frame:
         raise StoreError(f"{where}: footer: says other sizes than the preamble: it is damaged")
     assert layout is not None
