@@ -193,18 +193,24 @@ def pybind11_options() -> list[str]:
     return [f"-Dpybind11_DIR={copy / 'share' / 'cmake' / 'pybind11'}", f"-DPython_EXECUTABLE={sys.executable}"]
 
 
-def install_module(name: str, build_dir: Path, target: Path) -> None:
-    """Put the module in place by a rename: a process that has the old one loaded keeps it."""
+def install_module(name: str, build_dir: Path, target: Path) -> str:
+    """Put the module in place by a rename, since a process may have the old one loaded; return the file's name."""
     built = build_dir / f"{name}{SUFFIX}"
     staging = target / f"{built.name}.new"
     shutil.copy2(built, staging)
     os.replace(staging, target / built.name)
+    return built.name
 
 
 class Build(build):
     """The usual build with the CMake step in the place of build_ext."""
 
     sub_commands = [("build_py", None), ("build_native", None)]
+
+    def run(self) -> None:
+        # A module deleted from the source would live on in every later wheel.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class BuildNative(Command):
@@ -216,6 +222,7 @@ class BuildNative(Command):
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
         self.editable_mode = False
+        self.written = ["_build.json"]
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build", ("build_lib", "build_lib"))
@@ -240,7 +247,7 @@ class BuildNative(Command):
             raise SystemExit(
                 "moe-kernels: the native core does not compile (see above); MOE_KERNELS_NATIVE=off installs without it"
             ) from None
-        install_module("_C", build_dir, target)
+        self.written.append(install_module("_C", build_dir, target))
         isas = (build_dir / "built_isas.txt").read_text().split()
         return {"built": True, "reason": None, "compiler": plan.compiler, "instruction_sets": isas}
 
@@ -254,7 +261,7 @@ class BuildNative(Command):
             build_dir = BUILD_DIR / "cuda"
             try:
                 run_cmake(ROOT / "csrc" / "cuda", build_dir, options, {"CUDACXX": plan.nvcc})
-                install_module("_cuda", build_dir, target)
+                self.written.append(install_module("_cuda", build_dir, target))
                 return {"built": True, "reason": None, "nvcc": plan.nvcc, "architectures": list(plan.architectures)}
             except subprocess.CalledProcessError as error:
                 print(error.stdout, file=sys.stderr)
@@ -271,10 +278,7 @@ class BuildNative(Command):
 
     def get_outputs(self) -> list[str]:
         folder = Path(self.build_lib or "build/lib", "moe_kernels")
-        names = ["_build.json"]
-        names += [f"_C{SUFFIX}"] if plan_native().compiler else []
-        names += [f"_cuda{SUFFIX}"] if plan_cuda(plan_native()).nvcc else []
-        return [str(folder / name) for name in names]
+        return [str(folder / name) for name in self.written]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {path: str(Path("moe_kernels", Path(path).name)) for path in self.get_outputs()}
