@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from moe_kernels.registry import BACKENDS, OPS, why_not
 
 # Sizes that every op is tested over: T tokens, E experts, K experts per token ("E" is K = E).
@@ -36,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.fixturenames
     if {"T", "E", "K"} <= set(names):
         metafunc.parametrize("T,E,K", shapes(), ids=lambda v: str(v))
-    if "dtype" in names:
+    if {"backend", "dtype"} <= set(names):
         metafunc.parametrize("backend,dtype", backend_cases(), ids=_name)
     elif "backend" in names:
         metafunc.parametrize("backend", list(dict.fromkeys(name for name, _ in backend_cases())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from moe_kernels import fused_experts
 from moe_kernels.testing import ExpertInputs, assert_close, expert_inputs, naive_experts, relative_error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from moe_kernels import permute, route, unpermute
 from moe_kernels.testing import assert_close, random_indices
 

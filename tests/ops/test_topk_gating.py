@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from moe_kernels import topk_gating
 from moe_kernels.testing import assert_close
 
