@@ -190,7 +190,9 @@ def pybind11_options() -> list[str]:
         staging = copy.with_suffix(f".{os.getpid()}")
         shutil.copytree(Path(pybind11.__file__).parent, staging)
         staging.rename(copy)
-    return [f"-Dpybind11_DIR={copy / 'share' / 'cmake' / 'pybind11'}", f"-DPython_EXECUTABLE={sys.executable}"]
+    # The interpreter behind the virtual environment: another environment then reuses the same build.
+    python = Path(sys.executable).resolve()
+    return [f"-Dpybind11_DIR={copy / 'share' / 'cmake' / 'pybind11'}", f"-DPython_EXECUTABLE={python}"]
 
 
 def install_module(name: str, build_dir: Path, target: Path) -> str:
