@@ -1,7 +1,7 @@
 """Checkpoints that are either complete or absent, whenever the process dies.
 
-A checkpoint is written to a sibling directory with a name of its own, every file is flushed to the disk, a manifest with
-each file's size and SHA-256 is written last, and only then the directory takes its final name in one rename.
+A checkpoint is written to a sibling directory with a name of its own, every file is flushed to the disk, a manifest
+with each file's size and SHA-256 is written last, and only then the directory takes its final name in one rename.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 def checkpoint_name(step: int) -> str:
     """Returns the directory name of the checkpoint after `step` optimizer steps."""
     return f"checkpoint-{step}"
+
+
+def checkpoint_step(path: Path) -> int:
+    """Returns the step that `checkpoint_name` put into a checkpoint's name."""
+    return int(path.name.rpartition("-")[2])
 
 
 def publish(directory: Path, name: str, fill: Callable[[Path], None]) -> Path:
@@ -103,7 +108,10 @@ def last_checkpoint(directory: Path) -> Path:
     if not steps:
         raise CheckpointError(f"resume: expected a checkpoint in {directory}, found none")
     path = directory / checkpoint_name(steps[-1])
-    verify(path)
+    try:
+        verify(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove {path} to resume from an earlier checkpoint") from None
     return path
 
 
@@ -116,23 +124,22 @@ def verify(path: Path) -> None:
     Raises:
         CheckpointError: a file is missing or damaged; the message names it.
     """
-    advice = f"; remove {path} to go back to an earlier checkpoint"
     manifest = path / MANIFEST
     if not manifest.is_file():
-        raise CheckpointError(f"resume: {manifest}: expected a manifest, found no such file{advice}")
+        raise CheckpointError(f"checkpoint: {manifest}: expected a manifest, found no such file")
     try:
         files = dict(json.loads(manifest.read_text())["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"resume: {manifest}: expected a JSON manifest, got a damaged file{advice}") from error
+        raise CheckpointError(f"checkpoint: {manifest}: expected a JSON manifest, got a damaged file") from error
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
-            raise CheckpointError(f"resume: {file}: expected {expected['bytes']} bytes, found no such file{advice}")
+            raise CheckpointError(f"checkpoint: {file}: expected {expected['bytes']} bytes, found no such file")
         got = _describe(file, flush=False)
         for quantity in ("bytes", "sha256"):
             if got[quantity] != expected[quantity]:
                 raise CheckpointError(
-                    f"resume: {file}: expected {quantity} {expected[quantity]}, got {got[quantity]}{advice}"
+                    f"checkpoint: {file}: expected {quantity} {expected[quantity]}, got {got[quantity]}"
                 )
 
 

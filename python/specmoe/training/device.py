@@ -42,3 +42,12 @@ def choose_device(name: str) -> str:
     if reasons[name] is not None:
         raise ValueError(f"device: {name}: {reasons[name]}; usable here: {', '.join(usable)}")
     return name
+
+
+def torch_device(kind: str) -> torch.device:
+    """Returns torch's device for a kind that `choose_device` returned."""
+    if kind == "directml":
+        import torch_directml
+
+        return torch_directml.device()
+    return torch.device(kind)

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
+import hashlib
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerFast, set_seed
+from transformers import set_seed
 
 from ..transformer import SpecMoeConfig, SpecMoeForCausalLM
 from .checkpoints import (
     checkpoint_name,
+    checkpoint_step,
     checkpoint_steps,
     clean_leftovers,
     last_checkpoint,
     publish,
 )
 from .corpus import load_text
-from .device import choose_device
-from .errors import TrainingInterrupted
+from .device import choose_device, torch_device
 from .evaluate import perplexity
 from .history import PLOT_FILE, History, plot_losses
 from .interrupts import StopRequest
+from .plain_loop import train_plainly
+from .recorder import Recorder
 from .reporter import Reporter
-from .settings import TrainSettings
+from .run_state import Surroundings, check_same_run
+from .settings import SETTINGS_FILE, TrainSettings
 from .tokenizer import build_character_tokenizer, encode_characters
-from .trainer import SpecMoeTrainer, Surroundings, check_same_run
-from .windows import TrainWindows, split_in_order, validation_windows
+from .trainer import train_with_trainer
+from .windows import Split, TrainWindows, split_in_order, validation_windows
 
-MODEL_DIR, CHECKPOINT_DIR, SETTINGS_FILE = "model", "checkpoints", "settings.json"
+MODEL_DIR, CHECKPOINT_DIR = "model", "checkpoints"
 # What from_pretrained reads; the rest of a checkpoint is needed only to go on training.
 _MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -88,7 +89,8 @@ def model_config(settings: TrainSettings, vocab_size: int) -> SpecMoeConfig:
 def train(settings: TrainSettings) -> TrainResult:
     """Trains a Mixture-of-Experts transformer on characters.
 
-    The output directory receives `settings.json`, `history.jsonl`, `loss.png`, `checkpoints/` and, at the end, `model/`.
+    The output directory receives `settings.json`, `history.jsonl`, `checkpoints/` and, at the end, `loss.png` and
+    `model/`.
     On CPU the result is a function of the settings and the number of threads: the same bits whether or not the run was
     interrupted, killed and resumed on the way.
 
@@ -107,9 +109,12 @@ def train(settings: TrainSettings) -> TrainResult:
     """
     started = time.perf_counter()
     device = choose_device(settings.device)
+    if device == "directml" and settings.resume:
+        raise ValueError("resume: a run on directml keeps no state to resume from")
     output = Path(settings.output_dir).expanduser()
-    resume_from = _claim(output, settings)
     text = load_text(settings.dataset, settings.text_column)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    resume_from = _claim(output, settings, digest)
     tokenizer = build_character_tokenizer(text, settings.block_size)
     split = split_in_order(encode_characters(tokenizer, text), settings.block_size)
     windows = TrainWindows(
@@ -118,29 +123,20 @@ def train(settings: TrainSettings) -> TrainResult:
     set_seed(settings.seed)
     model = SpecMoeForCausalLM(model_config(settings, len(tokenizer)))
     reporter = Reporter(settings.steps, settings.progress)
-    reporter.line(_describe(settings, model, split.boundary, len(split.tokens), device, resume_from))
-    step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
-    history = History(output, step)
+    reporter.line(_describe(settings, model, split, device, resume_from))
+    history = History(output, checkpoint_step(resume_from) if resume_from else 0)
+    place = torch_device(device)
+    recorder = Recorder(settings, validation_windows(split, settings.block_size), history, reporter, place)
     with StopRequest() as stop, reporter:
-        around = Surroundings(
-            settings,
-            output / CHECKPOINT_DIR,
-            validation_windows(split, settings.block_size),
-            history,
-            reporter,
-            stop,
-            resume_from,
-        )
-        trainer = SpecMoeTrainer(model, tokenizer, windows, around, device)
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        around = Surroundings(settings, digest, output / CHECKPOINT_DIR, recorder, stop, resume_from)
+        if device == "directml":
+            model.to(place)  # type: ignore[arg-type]
+            best_step, loss = train_plainly(model, tokenizer, windows, around)
+        else:
+            best_step, loss = train_with_trainer(model, tokenizer, windows, around, device)
     plot_losses(history, output / PLOT_FILE, f"{settings.dataset}, {model.num_parameters() / 1e6:.1f} M parameters")
-    if trainer.interrupted_at is not None:
-        raise TrainingInterrupted(trainer.interrupted_at, trainer.state.global_step)
-    best_step, loss = trainer.state.best_global_step, trainer.state.best_metric
-    assert best_step is not None and loss is not None  # the last step evaluates
-    model_dir = export_model(output, best_step)
     return TrainResult(
-        model_dir=model_dir,
+        model_dir=export_model(output, best_step),
         validation_loss=loss,
         perplexity=perplexity(loss),
         best_step=best_step,
@@ -171,41 +167,32 @@ def export_model(output: Path, step: int) -> Path:
     return publish(output, MODEL_DIR, copy)
 
 
-def _claim(output: Path, settings: TrainSettings) -> Path | None:
+def _claim(output: Path, settings: TrainSettings, digest: str) -> Path | None:
     """Prepares the output directory and returns the checkpoint to resume from, if any."""
     checkpoints = output / CHECKPOINT_DIR
+    clean_leftovers(output)
+    clean_leftovers(checkpoints)
     if settings.resume:
-        clean_leftovers(output)
-        clean_leftovers(checkpoints)
         resume_from = last_checkpoint(checkpoints)
-        check_same_run(resume_from, settings)
+        check_same_run(resume_from, settings, digest)
         return resume_from
     if checkpoint_steps(checkpoints) or (output / MODEL_DIR).exists():
         raise FileExistsError(
             f"output_dir: {output} holds an earlier run: resume it, remove it, or choose another directory"
         )
     output.mkdir(parents=True, exist_ok=True)
-    clean_leftovers(output)
-    clean_leftovers(checkpoints)
-    values = {**dataclasses.asdict(settings), "output_dir": str(settings.output_dir)}
-    partial = output / f".{SETTINGS_FILE}.partial"
-    partial.write_text(json.dumps(values, indent=1))
-    os.replace(partial, output / SETTINGS_FILE)
+    settings.save(output / SETTINGS_FILE)
     return None
 
 
 def _describe(
-    settings: TrainSettings,
-    model: SpecMoeForCausalLM,
-    boundary: int,
-    total: int,
-    device: str,
-    resume_from: Path | None,
+    settings: TrainSettings, model: SpecMoeForCausalLM, split: Split, device: str, resume_from: Path | None
 ) -> str:
     doing = f"resuming from {resume_from}" if resume_from else "training"
     return (
-        f"{doing}: {settings.dataset}, {boundary:,} characters to train on and {total - boundary:,} to validate on; "
-        f"{model.num_parameters():,} parameters, {settings.num_experts} experts of which {settings.top_k} serve a token; "
+        f"{doing}: {settings.dataset}, {split.boundary:,} characters to train on and "
+        f"{len(split.tokens) - split.boundary:,} to validate on; {model.num_parameters():,} parameters, "
+        f"{settings.num_experts} experts of which {settings.top_k} serve a token; "
         f"{settings.steps} steps of {settings.batch_size} x {settings.block_size} tokens on {device} "
         f"({torch.get_num_threads()} threads)"
     )

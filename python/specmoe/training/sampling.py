@@ -14,7 +14,7 @@ def sample_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, toke
     Args:
         model: a causal language model; its mode (training or evaluation) is restored afterwards.
         tokenizer: its tokenizer.
-        tokens: length of the sample.
+        tokens: length of the sample; at most the context of the model is used.
         seed: seed of the sample.
 
     Returns:
@@ -28,14 +28,14 @@ def sample_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, toke
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        ids = model.generate(
+        ids = model.generate(  # type: ignore[operator]
             start.to(model.device),
             attention_mask=torch.ones_like(start, device=model.device),
-            max_new_tokens=tokens,
+            max_new_tokens=min(tokens, model.config.max_position_embeddings - start.shape[1]),
             do_sample=True,
             temperature=TEMPERATURE,
             top_k=0,
             pad_token_id=0,
         )
     model.train(was_training)
-    return tokenizer.decode(ids[0, start.shape[1] :])
+    return str(tokenizer.decode(ids[0, start.shape[1] :]))

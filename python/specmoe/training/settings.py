@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .errors import CheckpointError
+
+SETTINGS_FILE = "settings.json"
 DEVICES = ("auto", "cuda", "mps", "directml", "cpu")
 
 
@@ -138,6 +143,42 @@ class TrainSettings:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in free}
         values["betas"] = list(self.betas)
         return values
+
+    def save(self, path: Path) -> None:
+        """Writes the settings to a JSON file."""
+        values = {**dataclasses.asdict(self), "output_dir": str(self.output_dir)}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(values, indent=1))
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path, **changes: Any) -> TrainSettings:
+        """Reads settings from a JSON file.
+
+        Args:
+            path: the file.
+            changes: settings that replace the file's.
+
+        Returns:
+            The settings.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        try:
+            values = dict(json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"resume: {path}: expected a run's settings, found no such file") from error
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"resume: {path}: expected a JSON object, got a damaged file") from error
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise CheckpointError(
+                f"resume: {path}: {unknown[0]}: expected a setting of TrainSettings, got another name"
+            )
+        values.update(changes)
+        values["betas"] = tuple(values["betas"])
+        return cls(**values)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

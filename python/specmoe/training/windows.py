@@ -5,7 +5,7 @@ The first nine tenths of the stream are for training, the rest for validation.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -47,8 +47,8 @@ def split_in_order(tokens: torch.Tensor, block_size: int) -> Split:
 class TrainWindows(Dataset):
     """Every window of the whole run, in the order in which it is trained on.
 
-    Window i is a function of the seed alone, so a resumed run needs to remember no more than the step. One pass over the
-    text is cut at a random phase into adjoining windows, which are shuffled; the next pass has another phase.
+    Window i is a function of the seed alone, so a resumed run needs to remember no more than the step. One pass over
+    the text is cut at a random phase into adjoining windows, which are shuffled; the next pass has another phase.
     """
 
     def __init__(self, tokens: torch.Tensor, block_size: int, count: int, seed: int) -> None:
@@ -84,7 +84,7 @@ class TrainWindows(Dataset):
         return {name: value[0] for name, value in self.__getitems__([index]).items()}
 
 
-def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def keep_batch(batch: Any) -> Any:
     """Collator for data that comes as batches already."""
     return batch
 

@@ -104,7 +104,7 @@ class SpecMoeConfig(PretrainedConfig):
         self.moe_backend = moe_backend
         self.use_cache = use_cache
         self._validate()
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     @property
     def head_dim(self) -> int:

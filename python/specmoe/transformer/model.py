@@ -40,7 +40,7 @@ class SpecMoePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        config: SpecMoeConfig = self.config
+        config = self.config
         std = config.initializer_range
         # The sum of 2 L branches keeps the residual stream's scale (Radford et al., GPT-2, 2019).
         residual_std = 0.0 if config.zero_init_outputs else std / math.sqrt(2 * config.num_hidden_layers)
@@ -144,13 +144,13 @@ class SpecMoeModel(SpecMoePreTrainedModel):
 
 def _average(routers: list[list[torch.Tensor]]) -> dict[str, Any]:
     """Averages the routers' losses over the layers and stacks their counts."""
-    by_field = RouterStatistics(*zip(*routers, strict=True))
+    layers = [RouterStatistics(*fields) for fields in routers]
     return {
-        "load_balance": torch.stack(by_field.load_balance).mean(),
-        "z_loss": torch.stack(by_field.z_loss).mean(),
-        "entropy": torch.stack(by_field.entropy).mean(),
-        "expert_counts": torch.stack(by_field.counts),
-        "router_logits": tuple(by_field.logits),
+        "load_balance": torch.stack([layer.load_balance for layer in layers]).mean(),
+        "z_loss": torch.stack([layer.z_loss for layer in layers]).mean(),
+        "entropy": torch.stack([layer.entropy for layer in layers]).mean(),
+        "expert_counts": torch.stack([layer.counts for layer in layers]),
+        "router_logits": tuple(layer.logits for layer in layers),
     }
 
 
@@ -206,7 +206,9 @@ class SpecMoeForCausalLM(SpecMoePreTrainedModel, GenerationMixin):
         """
         if labels is not None and shift_labels is not None:
             raise ValueError("SpecMoeForCausalLM: expected at most one of labels and shift_labels, got both")
-        has_labels = labels is not None or shift_labels is not None
+        if labels is not None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+        has_labels = shift_labels is not None
         output: SpecMoeModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -217,22 +219,11 @@ class SpecMoeForCausalLM(SpecMoePreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             output_router=has_labels if output_router is None else output_router or has_labels,
         )
+        assert output.last_hidden_state is not None
         logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         loss = cross_entropy = None
-        if has_labels:
-            if labels is not None:
-                shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-            cross_entropy = F.cross_entropy(
-                logits.float().flatten(0, 1), shift_labels.flatten().to(logits.device), ignore_index=IGNORED_LABEL
-            )
-            loss = (
-                cross_entropy
-                + self.config.load_balance_weight * output.load_balance
-                + self.config.z_loss_weight * output.z_loss
-                - self.config.entropy_weight * output.entropy
-            )
-            if num_items_in_batch is not None:
-                loss = loss * ((shift_labels != IGNORED_LABEL).sum().to(loss.device) / num_items_in_batch)
+        if shift_labels is not None:
+            cross_entropy, loss = self._losses(logits, shift_labels, output, num_items_in_batch)
         return SpecMoeCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -245,3 +236,25 @@ class SpecMoeForCausalLM(SpecMoePreTrainedModel, GenerationMixin):
             expert_counts=output.expert_counts,
             router_logits=output.router_logits,
         )
+
+    def _losses(
+        self,
+        logits: torch.Tensor,
+        shift_labels: torch.Tensor,
+        output: SpecMoeModelOutput,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the cross-entropy and the whole loss."""
+        shift_labels = shift_labels.to(logits.device)
+        cross_entropy = F.cross_entropy(
+            logits.float().flatten(0, 1), shift_labels.flatten(), ignore_index=IGNORED_LABEL
+        )
+        loss = (
+            cross_entropy
+            + self.config.load_balance_weight * output.load_balance
+            + self.config.z_loss_weight * output.z_loss
+            - self.config.entropy_weight * output.entropy
+        )
+        if num_items_in_batch is not None:
+            loss = loss * (torch.count_nonzero(shift_labels != IGNORED_LABEL) / num_items_in_batch)
+        return cross_entropy, loss

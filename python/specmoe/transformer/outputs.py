@@ -20,11 +20,12 @@ class SpecMoeModelOutput(ModelOutput):
         last_hidden_state: (batch, sequence, H), after the final norm.
         past_key_values: the cache, when one is used.
         hidden_states: L + 1 tensors (batch, sequence, H), the embeddings and each block's output, when asked for.
-        load_balance: scalar, the mean over the layers of `E * sum_e f_e * P_e`; None unless router statistics were asked for.
+        load_balance: scalar, the mean over the layers of `E * sum_e f_e * P_e`; this and what follows is None unless
+            router statistics were asked for.
         z_loss: scalar, the mean over the layers of the tokens' mean squared logsumexp of router logits.
         entropy: scalar in nats, the mean over the layers of the router's entropy.
         expert_counts: (L, E) float32, how many of the counted tokens each expert served.
-        router_logits: L tensors (T, E), when router statistics were asked for.
+        router_logits: L tensors (T, E).
     """
 
     last_hidden_state: torch.Tensor | None = None

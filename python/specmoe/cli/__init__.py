@@ -1,0 +1,3 @@
+"""The `specmoe` command."""
+
+from __future__ import annotations
