@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .adapters import MoEBlock, expert_tensors, moe_blocks
-from .offload import Offload, build_model_store, offload
+from .offload import Offload, build_model_store, offload, require_same_weights, slots_within
 from .pipeline import ExpertPipeline
 from .recorder import record_routes
 
@@ -16,4 +16,6 @@ __all__ = [
     "moe_blocks",
     "offload",
     "record_routes",
+    "require_same_weights",
+    "slots_within",
 ]

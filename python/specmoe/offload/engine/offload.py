@@ -183,7 +183,7 @@ def offload(
     try:
         slots = slots_within(budget, opened, blocks[0].top_k)
         if check:
-            _require_same(opened, blocks)
+            require_same_weights(opened, blocks)
         tier = HostTier(opened, slots, policy=policy, lanes=lanes)
     except BaseException:
         if owns_store:
@@ -214,7 +214,8 @@ def slots_within(budget: int, store: ExpertStore, top_k: int) -> int:
     return slots
 
 
-def _require_same(store: ExpertStore, blocks: list[MoEBlock]) -> None:
+def require_same_weights(store: ExpertStore, blocks: list[MoEBlock]) -> None:
+    """Raise StoreError unless the store holds exactly the experts of these blocks."""
     for block in blocks:
         tensors = expert_tensors(block)
         for expert in range(block.num_experts):

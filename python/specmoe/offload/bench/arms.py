@@ -1,0 +1,108 @@
+"""The arms of a comparison, and what each measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..stats import TransferStats
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to have experts at hand.
+
+    Args:
+        name: as tables and plots show it.
+        guess: None loads on demand only; "predicted" asks the predictor, "oracle" the recorded routes.
+        gated: whether guesses are priced.
+        keep: whether experts are cached between uses.
+        resident: everything is in memory; nothing is loaded.
+    """
+
+    name: str
+    guess: str | None = None
+    gated: bool = True
+    keep: bool = True
+    resident: bool = False
+
+
+RESIDENT = Arm("all resident", resident=True)
+NO_CACHE = Arm("no cache", keep=False)
+LRU_ARM = Arm("LRU")
+PREDICTED = Arm("predicted", guess="predicted")
+UNGATED = Arm("predicted, ungated", guess="predicted", gated=False)
+ORACLE = Arm("oracle", guess="oracle", gated=False)
+ARMS = (RESIDENT, NO_CACHE, LRU_ARM, PREDICTED, UNGATED, ORACLE)
+
+
+@dataclass
+class ArmResult:
+    """What one arm did over all rounds.
+
+    Args:
+        arm: which.
+        tokens: tokens of each round.
+        seconds: wall-clock time of each round, the predictor's included.
+        stats: counts of each round.
+        equal: whether every output had the bits of the reference arm's.
+        cached_bytes: bytes that the page cache served instead of the disk, over all rounds; None where unknown.
+    """
+
+    arm: Arm
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    stats: list[TransferStats] = field(default_factory=list)
+    equal: bool = True
+    cached_bytes: int | None = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(n / s for n, s in zip(self.tokens, self.seconds, strict=True))
+
+    @property
+    def total(self) -> TransferStats:
+        """Counts added up over the rounds; the peak is the largest."""
+        total = TransferStats()
+        for part in self.stats:
+            for name, value in vars(part).items():
+                grown = max(total.peak_bytes, value) if name == "peak_bytes" else getattr(total, name) + value
+                setattr(total, name, grown)
+        return total
+
+    def per_token(self, amount: float) -> float:
+        """Return an amount over all rounds for each token."""
+        return amount / sum(self.tokens)
+
+    def add(self, tokens: int, seconds: float, stats: TransferStats, equal: bool, cached: int | None) -> None:
+        """Note one round."""
+        self.tokens.append(tokens)
+        self.seconds.append(seconds)
+        self.stats.append(stats)
+        self.equal = self.equal and equal
+        self.cached_bytes = None if cached is None or self.cached_bytes is None else self.cached_bytes + cached
+
+
+def interleaved(arms: Sequence[Arm], rounds: int) -> Iterator[tuple[int, Arm]]:
+    """Yield (round, arm), every round with all arms, each time beginning with another one."""
+    for number in range(rounds):
+        shift = number % len(arms)
+        for arm in [*arms[shift:], *arms[:shift]]:
+            yield number, arm
+
+
+def storage_bytes() -> int | None:
+    """Return the bytes that this process has caused to be read from storage; None where the system does not tell."""
+    try:
+        text = Path("/proc/self/io").read_text()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("read_bytes:"))
+
+
+def served_by_cache(loaded: int, before: int | None, after: int | None) -> int | None:
+    """Return how many of the loaded bytes never came from storage."""
+    return None if before is None or after is None else max(0, loaded - (after - before))

@@ -1,0 +1,1 @@
+"""What `specmoe demo` runs: the subject, the two comparisons, and how they are shown."""
