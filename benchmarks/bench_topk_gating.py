@@ -1,0 +1,23 @@
+"""topk_gating against the router of transformers' Mixtral, which computes no loss statistics."""
+
+from __future__ import annotations
+
+import peers
+import torch
+
+from moe_kernels import topk_gating
+
+
+def test_topk_gating(compare, shape, T):
+    logits = [torch.randn(T, shape.E) for _ in range(8)]
+
+    def theirs(copy):
+        return peers.gating(logits[copy], shape.K)
+
+    compare(
+        lambda copy: topk_gating(logits[copy], shape.K, renormalize=True),
+        theirs,
+        theirs,
+        nbytes=T * (shape.E * 4 + shape.K * 8),
+        copies=8,
+    )
