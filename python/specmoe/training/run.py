@@ -77,7 +77,7 @@ def model_config(settings: TrainSettings, vocab_size: int) -> SpecMoeConfig:
         hidden_act=settings.activation,
         gated_experts=settings.gated,
         norm_type=settings.norm,
-        zero_init_outputs=settings.zero_init_outputs,
+        initializer_range=settings.initializer_range,
         max_position_embeddings=settings.block_size,
         dropout=settings.dropout,
         load_balance_weight=settings.load_balance_weight,

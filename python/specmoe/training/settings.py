@@ -33,7 +33,7 @@ class TrainSettings:
         activation: the experts' activation.
         gated: whether experts are gated.
         norm: "rms_norm" or "layer_norm".
-        zero_init_outputs: start the projections that write to the residual stream at zero.
+        initializer_range: standard deviation of the initial weights.
         dropout: dropout probability.
         block_size: context length in tokens.
         batch_size: windows in a batch.
@@ -73,7 +73,7 @@ class TrainSettings:
     activation: str = "relu2"
     gated: bool = False
     norm: str = "layer_norm"
-    zero_init_outputs: bool = True
+    initializer_range: float = 0.02
     dropout: float = 0.0
     block_size: int = 128
     batch_size: int = 32
@@ -118,7 +118,7 @@ class TrainSettings:
             self._require(name, self._is_integer(name, 0), "an integer of at least 0")
         self._require("warmup_steps", self.warmup_steps <= self.steps, f"at most steps={self.steps}")
         self._require("top_k", self.top_k <= self.num_experts, f"at most num_experts={self.num_experts}")
-        for name in ("learning_rate", "grad_clip"):
+        for name in ("learning_rate", "grad_clip", "initializer_range"):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value > 0, "a number above 0")
         for name in ("weight_decay", "load_balance_weight", "z_loss_weight", "entropy_weight"):
@@ -195,7 +195,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "activation": "gelu",
         "gated": False,
         "norm": "rms_norm",
-        "zero_init_outputs": False,
         "block_size": 256,
         "batch_size": 64,
         "steps": 10000,

@@ -57,6 +57,10 @@ def attention_mask_for(
     return visible
 
 
+class ResidualLinear(nn.Linear):
+    """A linear map that writes to the residual stream; its class tells the initialization so."""
+
+
 class Attention(nn.Module):
     """Multi-head causal attention through `scaled_dot_product_attention`."""
 
@@ -67,7 +71,7 @@ class Attention(nn.Module):
         self.qk_norm, self.norm_eps = config.qk_norm, config.norm_eps
         self.dropout = config.dropout
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = ResidualLinear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
         self,

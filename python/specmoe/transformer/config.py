@@ -33,9 +33,8 @@ class SpecMoeConfig(PretrainedConfig):
         rope_theta: base of the rotary position frequencies.
         max_position_embeddings: the longest context the model was trained for, in tokens.
         dropout: probability for the embeddings, attention weights and both residual branches.
-        initializer_range: standard deviation of the initial weights.
-        zero_init_outputs: start the projections that write to the residual stream at zero instead of at
-            `initializer_range / sqrt(2 L)`.
+        initializer_range: standard deviation of the initial weights; the projections that write to the residual stream
+            start at `initializer_range / sqrt(2 L)`.
         load_balance_weight: weight of the load-balance loss (added).
         z_loss_weight: weight of the router's z-loss (added).
         entropy_weight: weight of the router's entropy (subtracted: a bonus).
@@ -69,7 +68,6 @@ class SpecMoeConfig(PretrainedConfig):
         max_position_embeddings: int = 256,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
-        zero_init_outputs: bool = False,
         load_balance_weight: float = 0.01,
         z_loss_weight: float = 0.001,
         entropy_weight: float = 0.0,
@@ -97,7 +95,6 @@ class SpecMoeConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.dropout = dropout
         self.initializer_range = initializer_range
-        self.zero_init_outputs = zero_init_outputs
         self.load_balance_weight = load_balance_weight
         self.z_loss_weight = z_loss_weight
         self.entropy_weight = entropy_weight

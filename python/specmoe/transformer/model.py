@@ -16,9 +16,9 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils.generic import can_return_tuple
 
-from moe_kernels import MoELayer
+from moe_kernels.layer import Experts, Router
 
-from .attention import Attention, attention_mask_for
+from .attention import ResidualLinear, attention_mask_for
 from .blocks import Block, LayerNorm, RouterStatistics, make_norm
 from .config import SpecMoeConfig
 from .outputs import SpecMoeCausalLMOutput, SpecMoeModelOutput
@@ -43,18 +43,19 @@ class SpecMoePreTrainedModel(PreTrainedModel):
         config = self.config
         std = config.initializer_range
         # The sum of 2 L branches keeps the residual stream's scale (Radford et al., GPT-2, 2019).
-        residual_std = 0.0 if config.zero_init_outputs else std / math.sqrt(2 * config.num_hidden_layers)
-        if isinstance(module, Attention):
-            init.normal_(module.o_proj.weight, std=residual_std)
+        residual_std = std / math.sqrt(2 * config.num_hidden_layers)
+        # Only a module that holds parameters itself is initialized: transformers passes over the others.
+        if isinstance(module, ResidualLinear):
+            init.normal_(module.weight, std=residual_std)
         elif isinstance(module, LayerNorm):
             init.ones_(module.weight)
-        elif isinstance(module, MoELayer):
-            for name, parameter in module.named_parameters():
+        elif isinstance(module, (Router, Experts)):
+            for name, parameter in module.named_parameters(recurse=False):
                 if name.endswith("bias"):
                     init.zeros_(parameter)
                 else:
-                    init.normal_(parameter, std=residual_std if "down_proj" in name else std)
-            for buffer in module.buffers():
+                    init.normal_(parameter, std=residual_std if name == "down_proj" else std)
+            for buffer in module.buffers(recurse=False):
                 init.zeros_(buffer)
 
 
