@@ -62,8 +62,11 @@ def test_compiler_that_fails_is_quoted(tmp_path: Path, broken_compiler: str) -> 
 
 def test_pure_python_package_computes_and_says_why(tmp_path: Path) -> None:
     assert build(tmp_path, MOE_KERNELS_NATIVE="off").returncode == 0
+    # Without the finder of an editable installation, which would add that one's compiled modules to this package.
     program = """
-import json, torch, moe_kernels
+import json, sys
+sys.meta_path[:] = [f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")]
+import torch, moe_kernels
 out = moe_kernels.MoELayer(8, 16, 4, 2)(torch.randn(3, 8))
 print(json.dumps([moe_kernels.__file__, list(out.shape), moe_kernels.available_backends()]))
 """
