@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import typer
 
+from .demo import demo
 from .errors import reports_errors
 from .generate import generate
 from .train import train
@@ -17,10 +16,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, generate):
+for _command in (train, generate, demo):
     app.command()(reports_errors(_command))
-if importlib.util.find_spec("specmoe.cli.demo") is not None:
-    app.command()(reports_errors(importlib.import_module("specmoe.cli.demo").demo))
 
 
 def main() -> None:

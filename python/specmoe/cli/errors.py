@@ -21,8 +21,8 @@ class UsageError(ValueError):
 def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a command so that user errors and Ctrl-C end it with one line on standard error.
 
-    `UsageError`, any other `ValueError`, a missing or existing file exit with 2, Ctrl-C with 130. With `SPECMOE_DEBUG`
-    set the error is raised as it is.
+    `UsageError`, any other `ValueError`, a missing or existing file and a diverged loss exit with 2, Ctrl-C with 130.
+    With `SPECMOE_DEBUG` set the error is raised as it is.
 
     Args:
         command: the command's function.
@@ -35,7 +35,7 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (ValueError, FileNotFoundError, FileExistsError) as error:
+        except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
             if os.environ.get("SPECMOE_DEBUG"):
                 raise
             _print_line(f"error: {error}")

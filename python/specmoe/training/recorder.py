@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -55,10 +56,17 @@ class Recorder:
         Args:
             step: optimizer steps done.
             learning_rate: that of the last step.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
         """
         now = time.perf_counter()
         tokens = self._clock_steps * self.settings.batch_size * self.settings.block_size
         values = dict(zip(LOSS_TERMS, (self._sums / max(1, self._summed)).tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"loss: expected a finite number, got {values['loss']} at step {step}: it diverged"
+            )
         values["learning_rate"] = learning_rate
         values["tokens_per_second"] = tokens / (now - self._clock)
         self.history.add(step=step, **values)

@@ -173,9 +173,7 @@ class TrainSettings:
             raise CheckpointError(f"resume: {path}: expected a JSON object, got a damaged file") from error
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise CheckpointError(
-                f"resume: {path}: {unknown[0]}: expected a setting of TrainSettings, got another name"
-            )
+            raise CheckpointError(f"resume: {path}: expected settings of TrainSettings, got {unknown[0]!r}")
         values.update(changes)
         values["betas"] = tuple(values["betas"])
         return cls(**values)

@@ -133,6 +133,11 @@ class StepEvents(TrainerCallback):
 
     def __init__(self, trainer: SpecMoeTrainer) -> None:
         self.trainer = trainer
+        self.learning_rate = 0.0
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Notes the learning rate of this step; by its end the schedule has moved on."""
+        self.learning_rate = self.trainer._get_learning_rate()
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Sets the control's flags after an optimizer step."""
@@ -141,7 +146,7 @@ class StepEvents(TrainerCallback):
         last = step == settings.steps
         around.recorder.reporter.advance(step)
         if step % settings.log_every == 0 or last:
-            around.recorder.record(step, self.trainer._get_learning_rate())
+            around.recorder.record(step, self.learning_rate)
         control.should_evaluate = step % settings.eval_every == 0 or last
         control.should_save = last or (settings.save_every > 0 and step % settings.save_every == 0)
         if around.stop.requested and not last:
