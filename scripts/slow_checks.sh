@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 
 pytest -m slow "$@"
 if [ -d benchmarks ]; then
-    pytest benchmarks --benchmark-only -m "not slow"
+    pytest benchmarks
 fi
