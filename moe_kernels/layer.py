@@ -41,6 +41,8 @@ class RouterOutput(NamedTuple):
 class Router(nn.Module):
     """The gate's weight (E, H) and, for sigmoid scores, the choice bias (E)."""
 
+    e_score_correction_bias: Tensor | None
+
     def __init__(self, hidden_size: int, num_experts: int, score: str, device: Any, dtype: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size, device=device, dtype=dtype))

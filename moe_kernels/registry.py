@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +33,8 @@ class Backend:
     module: str
 
     def load(self) -> ModuleType:
-        return importlib.import_module(self.module)
+        # Already imported is the rule, and every call of every op asks.
+        return sys.modules.get(self.module) or importlib.import_module(self.module)
 
 
 # In order of preference.

@@ -5,6 +5,7 @@ Letters: T tokens, E experts, K experts per token, H hidden, I intermediate.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -54,9 +55,10 @@ class ExpertInputs(NamedTuple):
     def to(self, dtype: torch.dtype) -> ExpertInputs:
         """Cast the floating tensors; the routing weights become float32, or float64 with float64."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        cast = {name: value.to(dtype) for name, value in self._asdict().items() if value is not None}
-        cast["indices"], cast["weights"] = self.indices, self.weights.to(wide)
-        return ExpertInputs(**{name: cast.get(name) for name in self._fields})
+        gate_up_bias = None if self.gate_up_bias is None else self.gate_up_bias.to(dtype)
+        down_bias = None if self.down_bias is None else self.down_bias.to(dtype)
+        x, gate_up, down = self.x.to(dtype), self.gate_up.to(dtype), self.down.to(dtype)
+        return ExpertInputs(x, self.indices, self.weights.to(wide), gate_up, down, gate_up_bias, down_bias)
 
 
 def random_indices(T: int, E: int, K: int, routing: str = "uniform", seed: int = 0) -> Tensor:
@@ -139,7 +141,8 @@ def naive_experts(
         elif interleaved:
             hidden = _naive_activation(pre[:, 0::2], pre[:, 1::2], activation)
         else:
-            hidden = _naive_activation(*pre.chunk(2, dim=1), activation)
+            gate, up = pre.chunk(2, dim=1)
+            hidden = _naive_activation(gate, up, activation)
         y = torch.nn.functional.linear(hidden, down[e], None if down_bias is None else down_bias[e])
         out = out.index_add(0, tokens, y.to(weights.dtype) * weights[tokens, slots, None])
     return out.to(x.dtype)
@@ -151,11 +154,11 @@ def _naive_activation(gate: Tensor, up: Tensor | None, activation: str) -> Tenso
         assert up is not None
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         return (up + 1) * (gate * torch.sigmoid(gate * 1.702))
-    curve = {
+    curves: dict[str, Callable[[Tensor], Tensor]] = {
         "silu": functional.silu,
         "gelu": functional.gelu,
         "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
         "relu": functional.relu,
         "relu2": lambda v: functional.relu(v).square(),
-    }[activation](gate)
-    return curve if up is None else curve * up
+    }
+    return curves[activation](gate) if up is None else curves[activation](gate) * up

@@ -27,9 +27,7 @@ def _run(
     backend: str | None,
 ) -> tuple[Tensor, ...]:
     call = kernel("fused_experts", backend, x, gate_up, down)
-    return call(
-        x, indices, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save
-    )
+    return call(x, indices, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save)
 
 
 def _shapes(

@@ -59,9 +59,7 @@ _op = define(
 )
 
 
-def unpermute(
-    rows: Tensor, plan: RoutingPlan, weights: Tensor | None = None, *, backend: str | None = None
-) -> Tensor:
+def unpermute(rows: Tensor, plan: RoutingPlan, weights: Tensor | None = None, *, backend: str | None = None) -> Tensor:
     """Bring rows back to their tokens: out[t] = Σ_k weights[t, k] · rows[slot_row[t, k]].
 
     The sum is in float32 and in the order of k. A slot without an expert contributes nothing.
