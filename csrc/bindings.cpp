@@ -1,0 +1,145 @@
+// The Python module moe_kernels._C: one function per native entry, tensors as views, the GIL released inside.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "common/cpu_features.h"
+#include "common/error.h"
+#include "common/thread_pool.h"
+#include "cpu/dispatch.h"
+#include "cpu/ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using moe::TensorView;
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+TensorView make_view(uintptr_t address, const py::tuple& shape, const py::tuple& strides, int dtype) {
+  TensorView view;
+  if (shape.size() > TensorView::MAX_DIMS || shape.size() != strides.size())
+    throw moe::Error("View: expected as many strides as sizes, at most " + std::to_string(TensorView::MAX_DIMS) +
+                     ", got " + std::to_string(shape.size()) + " sizes and " + std::to_string(strides.size()) +
+                     " strides");
+  if (dtype < 0 || dtype > static_cast<int>(moe::DType::boolean))
+    throw moe::Error("View: unknown dtype code " + std::to_string(dtype));
+  view.data = reinterpret_cast<char*>(address);
+  view.dims = static_cast<int32_t>(shape.size());
+  view.dtype = static_cast<moe::DType>(dtype);
+  for (int i = 0; i < view.dims; ++i) {
+    view.shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i));
+    view.strides[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides.ptr(), i));
+  }
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return view;
+}
+
+moe::Activation activation_from(int code) {
+  if (code < 0 || code > static_cast<int>(moe::Activation::gpt_oss))
+    throw moe::Error("activation: unknown code " + std::to_string(code));
+  return static_cast<moe::Activation>(code);
+}
+
+void bind_gating(py::module_& m) {
+  m.def(
+      "topk_gating",
+      [](const TensorView& logits, const TensorView* bias, const TensorView* noise, const TensorView* mask, int64_t k,
+         bool sigmoid, int64_t num_groups, int64_t top_groups, bool renormalize, float scale, const TensorView& weights,
+         const TensorView& indices, const TensorView& counts, const TensorView& mean_probability, const TensorView& z,
+         const TensorView& entropy, int threads) {
+        moe::topk_gating(logits, bias, noise, mask, {k, sigmoid, num_groups, top_groups, renormalize, scale}, weights,
+                         indices, counts, mean_probability, z, entropy, threads);
+      },
+      Unlocked());
+  m.def("topk_gating_backward", &moe::topk_gating_backward, Unlocked());
+}
+
+void bind_rows(py::module_& m) {
+  m.def("route", &moe::route_plan, Unlocked());
+  m.def("permute", &moe::permute, Unlocked());
+  m.def("unpermute", &moe::unpermute, Unlocked());
+  m.def("unpermute_backward", &moe::unpermute_backward, Unlocked());
+}
+
+void bind_grouped(py::module_& m) {
+  m.def(
+      "grouped_mm",
+      [](const TensorView& x, const TensorView& w, const TensorView& offsets, bool transposed,
+         const TensorView* row_token, const TensorView* bias, const TensorView* row_scale, const TensorView* slot_row,
+         const TensorView* base, const TensorView& out, int threads) {
+        moe::grouped_mm({x, w, offsets, transposed, row_token, bias, row_scale, slot_row}, base, out, threads);
+      },
+      Unlocked());
+  m.def(
+      "grouped_mm_backward",
+      [](const TensorView& grad, const TensorView& x, const TensorView& w, const TensorView& offsets, bool transposed,
+         const TensorView* row_token, const TensorView* bias, const TensorView* row_scale, const TensorView* slot_row,
+         const TensorView* grad_x, const TensorView* grad_w, const TensorView* grad_bias,
+         const TensorView* grad_row_scale, int threads) {
+        moe::grouped_mm_backward(grad, {x, w, offsets, transposed, row_token, bias, row_scale, slot_row}, grad_x,
+                                 grad_w, grad_bias, grad_row_scale, threads);
+      },
+      Unlocked());
+}
+
+void bind_experts(py::module_& m) {
+  m.def(
+      "fused_experts",
+      [](const TensorView& x, const TensorView& indices, const TensorView& weights, const TensorView& gate_up,
+         const TensorView& down, const TensorView* gate_up_bias, const TensorView* down_bias, int activation,
+         bool interleaved, bool transposed, const TensorView& out, const TensorView* pre, const TensorView* offsets,
+         const TensorView* row_token, const TensorView* slot_row, int threads) {
+        const moe::ExpertWeights experts{gate_up,     down,       gate_up_bias, down_bias, activation_from(activation),
+                                         interleaved, transposed};
+        if (!pre || !offsets || !row_token || !slot_row) {
+          moe::fused_experts(x, indices, weights, experts, out, nullptr, threads);
+          return;
+        }
+        const moe::Saved saved{*pre, *offsets, *row_token, *slot_row};
+        moe::fused_experts(x, indices, weights, experts, out, &saved, threads);
+      },
+      Unlocked());
+  m.def(
+      "fused_experts_backward",
+      [](const TensorView& grad, const TensorView& x, const TensorView& weights, const TensorView& gate_up,
+         const TensorView& down, const TensorView* gate_up_bias, const TensorView* down_bias, const TensorView& pre,
+         const TensorView& offsets, const TensorView& row_token, const TensorView& slot_row, int activation,
+         bool interleaved, bool transposed, const TensorView* grad_x, const TensorView* grad_weights,
+         const TensorView* grad_gate_up, const TensorView* grad_down, const TensorView* grad_gate_up_bias,
+         const TensorView* grad_down_bias, int threads) {
+        moe::fused_experts_backward(
+            grad, x, weights,
+            {gate_up, down, gate_up_bias, down_bias, activation_from(activation), interleaved, transposed},
+            {pre, offsets, row_token, slot_row},
+            {grad_x, grad_weights, grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias}, threads);
+      },
+      Unlocked());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of moe_kernels. Called through moe_kernels.native.";
+  py::class_<TensorView>(m, "View", "An address, a shape, strides in elements and a dtype code (moe_kernels.native).")
+      .def(py::init(&make_view));
+  bind_gating(m);
+  bind_rows(m);
+  bind_grouped(m);
+  bind_experts(m);
+  m.def("isa", [] { return std::string(moe::kernels().name); }, "Name of the instruction set that the kernels use.");
+  m.def("usable_isas", &moe::usable_isas, "What MOE_KERNELS_ISA may be here, the best first.");
+  m.def("pool_workers", &moe::pool_workers, "Worker threads started in this process.");
+  m.def(
+      "cpu_features",
+      [] {
+        const moe::CpuFeatures& cpu = moe::cpu_features();
+        py::dict found;
+        found["avx2"] = cpu.avx2;
+        found["avx512"] = cpu.avx512;
+        found["avx512_bf16"] = cpu.avx512_bf16;
+        found["avx512_vnni"] = cpu.avx512_vnni;
+        found["neon"] = cpu.neon;
+        return found;
+      },
+      "What the processor offers.");
+}

@@ -1,0 +1,16 @@
+// What the processor offers, asked once.
+#pragma once
+
+namespace moe {
+
+struct CpuFeatures {
+  bool avx2 = false;         // AVX2, FMA and F16C
+  bool avx512 = false;       // AVX-512 F, BW, VL, DQ on top of the above
+  bool avx512_bf16 = false;  // dot products of bfloat16 pairs
+  bool avx512_vnni = false;  // dot products of int8 quadruples
+  bool neon = false;
+};
+
+const CpuFeatures& cpu_features();
+
+}  // namespace moe

@@ -1,0 +1,133 @@
+#include "scratch.h"
+
+#include <pthread.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "error.h"
+
+namespace moe {
+namespace {
+
+constexpr size_t PAGE = 4096;
+constexpr size_t HUGE_PAGE = size_t{2} << 20;
+// Blocks above this go back to the system at once: keeping them would hold memory that few calls ever need.
+constexpr size_t LARGEST_KEPT = size_t{512} << 20;
+constexpr size_t MOST_KEPT = 4;
+
+char* allocate(size_t bytes) {
+  const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE;
+  void* block = nullptr;
+  if (posix_memalign(&block, alignment, (bytes + alignment - 1) / alignment * alignment) != 0) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes >= HUGE_PAGE) madvise(block, bytes, MADV_HUGEPAGE);
+#endif
+  return static_cast<char*>(block);
+}
+
+struct Block {
+  char* data;
+  size_t capacity;
+};
+
+struct FreeList {
+  std::mutex mutex;
+  std::vector<Block> blocks;
+};
+
+// Never destroyed, so that a call in flight at interpreter exit finds it. A fork could copy it while its mutex is
+// held, so the child starts a new one.
+std::atomic<FreeList*>& free_list_pointer() {
+  static std::atomic<FreeList*> list{new FreeList};
+  return list;
+}
+
+void renew_free_list() { free_list_pointer().store(new FreeList); }
+
+FreeList& free_list() {
+  static const int registered = pthread_atfork(nullptr, nullptr, renew_free_list);
+  if (registered != 0) throw Error("scratch: pthread_atfork failed");
+  return *free_list_pointer().load();
+}
+
+struct Release {
+  void operator()(char* block) const { std::free(block); }
+};
+
+struct ThreadBlock {
+  std::unique_ptr<char, Release> data;
+  size_t capacity = 0;
+};
+
+}  // namespace
+
+Workspace::Workspace(size_t bytes) {
+  if (bytes == 0) return;
+  FreeList& list = free_list();
+  {
+    std::lock_guard<std::mutex> lock(list.mutex);
+    // The smallest block that is large enough; failing that, the largest one makes room for its successor.
+    auto chosen = list.blocks.end();
+    for (auto block = list.blocks.begin(); block != list.blocks.end(); ++block) {
+      if (chosen == list.blocks.end()) {
+        chosen = block;
+        continue;
+      }
+      const bool fits = block->capacity >= bytes, chosen_fits = chosen->capacity >= bytes;
+      if (fits ? (!chosen_fits || block->capacity < chosen->capacity)
+               : (!chosen_fits && block->capacity > chosen->capacity))
+        chosen = block;
+    }
+    if (chosen != list.blocks.end()) {
+      block_ = chosen->data;
+      capacity_ = chosen->capacity;
+      list.blocks.erase(chosen);
+    }
+  }
+  if (capacity_ < bytes) {
+    std::free(block_);
+    block_ = nullptr;
+    capacity_ = bytes + bytes / 4;
+    block_ = allocate(capacity_);
+  }
+}
+
+Workspace::~Workspace() {
+  if (!block_) return;
+  if (capacity_ <= LARGEST_KEPT) {
+    FreeList& list = free_list();
+    std::lock_guard<std::mutex> lock(list.mutex);
+    if (list.blocks.size() < MOST_KEPT) {
+      list.blocks.push_back({block_, capacity_});
+      return;
+    }
+  }
+  std::free(block_);
+}
+
+void* Workspace::take_bytes(size_t bytes) {
+  if (used_ + bytes > capacity_) throw Error("scratch: workspace of " + std::to_string(capacity_) + " bytes exhausted");
+  void* taken = block_ + used_;
+  used_ += bytes;
+  return taken;
+}
+
+void* thread_scratch(size_t bytes) {
+  thread_local ThreadBlock block;
+  if (block.capacity < bytes) {
+    block.data.reset();
+    block.data.reset(allocate(bytes));
+    block.capacity = bytes;
+  }
+  return block.data.get();
+}
+
+}  // namespace moe

@@ -1,0 +1,63 @@
+#include "blocks.h"
+
+namespace moe {
+
+std::vector<Task> cut_into_tasks(const Chunks& chunks, int64_t rows, int64_t largest, int64_t quantum, int threads) {
+  int64_t block = std::min((rows + quantum - 1) / quantum * quantum, largest);
+  const int64_t wanted = threads > 1 ? 4 * threads : 1;
+  const int64_t count = static_cast<int64_t>(chunks.list.size());
+  while (block > quantum && count * ((rows + block - 1) / block) < wanted)
+    block = std::max((block / 2 + quantum - 1) / quantum * quantum, quantum);
+  std::vector<Task> tasks;
+  if (rows == 0) return tasks;
+  tasks.reserve(count * ((rows + block - 1) / block));
+  for (size_t e = 0; e + 1 < chunks.begin.size(); ++e) {
+    if (chunks.begin[e] == chunks.begin[e + 1]) continue;
+    for (int64_t first = 0; first < rows; first += block)
+      for (int32_t c = chunks.begin[e]; c < chunks.begin[e + 1]; ++c)
+        tasks.push_back({c, static_cast<int32_t>(first), static_cast<int32_t>(std::min(block, rows - first))});
+  }
+  return tasks;
+}
+
+TaskScratch::TaskScratch(const Kernels& kernels, int64_t block, int pieces) {
+  const int64_t pitch = CHUNK_ROWS + kernels.lanes;
+  const int64_t packed_size = DEPTH * pitch;
+  // The inner kernel may write up to a whole tile of spare rows.
+  const int64_t result_size = (block + kernels.tile_rows) * pitch;
+  const int64_t inner_size = (kernels.product_scratch(block) + 15) / 16 * 16;
+  const int64_t extra_size = 2 * (BLOCK_ROWS + CHUNK_ROWS);
+  const int64_t total = packed_size + pieces * result_size + inner_size + extra_size;
+  packed = static_cast<float*>(thread_scratch(static_cast<size_t>(total) * sizeof(float)));
+  result[0] = packed + packed_size;
+  result[1] = pieces > 1 ? result[0] + result_size : nullptr;
+  inner = packed + packed_size + pieces * result_size;
+  extra = inner + inner_size;
+}
+
+void block_product(const Kernels& kernels, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows,
+                   int64_t depth, const Chunk& chunk, const Right& right) {
+  const int64_t pitch = chunk.pitch;
+  if (depth == 0)
+    for (int p = 0; p < pieces; ++p) std::memset(scratch.result[p], 0, static_cast<size_t>(rows * pitch) * sizeof(float));
+  for (int64_t k = 0; k < depth; k += DEPTH) {
+    const int64_t part = std::min(DEPTH, depth - k);
+    const float* b = scratch.packed;
+    if (right.packed)
+      b = right.packed + chunk.columns_before * depth + k * pitch;
+    else
+      kernels.gather_transposed(scratch.packed, pitch, right.rows->from(chunk.first), chunk.count, k, part);
+    for (int p = 0; p < pieces; ++p)
+      kernels.product(scratch.result[p], pitch, a[p].at(0, k), rows, part, b, pitch, chunk.count, k > 0, scratch.inner);
+  }
+}
+
+Slices::Slices(int64_t rows, int64_t columns, int64_t lanes) {
+  // 16 MB of float32: about what a share of the last-level cache holds.
+  constexpr int64_t FLOATS = int64_t{4} << 20;
+  const int64_t fitting = std::max<int64_t>(FLOATS / std::max<int64_t>(rows, 1) / BLOCK_ROWS, 1) * BLOCK_ROWS;
+  width = std::min(fitting, (columns + lanes - 1) / lanes * lanes);
+  floats = rows * width;
+}
+
+}  // namespace moe

@@ -1,0 +1,92 @@
+// Products over chunks of rows, one task per (expert, block of weight rows, chunk).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "common/scratch.h"
+#include "common/thread_pool.h"
+#include "dispatch.h"
+#include "plan.h"
+
+namespace moe {
+
+// Rows of the left operand that one task takes at most. Cut so, one task's results and packed activations fit in the
+// second-level cache together.
+constexpr int64_t BLOCK_ROWS = 128;
+
+// A weight (E, O, H), or (E, H, O) with `transposed`, in whichever of its strides it has.
+struct Weight {
+  const TensorView* view;
+  bool transposed;
+
+  int64_t rows() const { return view->shape[transposed ? 2 : 1]; }     // O
+  int64_t columns() const { return view->shape[transposed ? 1 : 2]; }  // H
+  int64_t row_stride() const { return view->strides[transposed ? 2 : 1]; }
+  int64_t column_stride() const { return view->strides[transposed ? 1 : 2]; }
+  // Left operand (O, H) of y = W x, and (H, O) of dx = Wᵀ dy.
+  Operand forward(int64_t expert) const { return {view->row(expert), view->dtype, row_stride(), column_stride()}; }
+  Operand backward(int64_t expert) const { return {view->row(expert), view->dtype, column_stride(), row_stride()}; }
+};
+
+// The right operand of a chunk's product: rows to be gathered, or a chunk-wise packed tensor [feature][pitch].
+struct Right {
+  const Rows* rows = nullptr;
+  const float* packed = nullptr;
+
+  static Right gathered(const Rows& rows) { return {&rows, nullptr}; }
+  static Right of(const float* packed) { return {nullptr, packed}; }
+};
+
+struct Task {
+  int32_t chunk;
+  int32_t first;  // row of the block
+  int32_t count;
+};
+
+// Fewer threads where there is too little to do: waking one costs some microseconds.
+inline int threads_for(int threads, double nanoseconds) {
+  return static_cast<int>(std::min<double>(threads, 1.0 + nanoseconds / 15000.0));
+}
+
+// Expected time of reading `weights` elements once and of `products` multiply-adds, on one thread.
+inline double product_time(double weights, double products) { return weights / 4.0 + products / 30.0; }
+
+// All (chunk, block) pairs with the chunks of one weight block side by side. `quantum` divides every block but the last.
+std::vector<Task> cut_into_tasks(const Chunks& chunks, int64_t rows, int64_t largest, int64_t quantum, int threads);
+
+// Scratch of one task: packed activations, results of `pieces` blocks, and what the inner kernel needs.
+struct TaskScratch {
+  TaskScratch(const Kernels& kernels, int64_t block, int pieces);
+
+  float* packed;
+  float* result[2];
+  float* inner;
+  float* extra;  // 2 · (BLOCK_ROWS + CHUNK_ROWS) floats for the epilogue's own use
+};
+
+// result[p][m][n] = Σ_k a[p](m, k) · right(k, n) for m < rows and the chunk's columns n; the pitch is the chunk's.
+void block_product(const Kernels& kernels, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows,
+                   int64_t depth, const Chunk& chunk, const Right& right);
+
+// Results per row (N, columns) in float32, made and used in slices of columns so that they stay in the cache.
+struct Slices {
+  Slices(int64_t rows, int64_t columns, int64_t lanes);
+  int64_t width;
+  int64_t floats;
+};
+
+// Adds the expert's biases from `first` on to the rows of a block [rows][pitch].
+inline void add_row_bias(const Kernels& kernels, float* block, int64_t pitch, int64_t rows, const TensorView& bias,
+                         int64_t expert, int64_t first) {
+  const int64_t item = item_size(bias.dtype);
+  for (int64_t m = 0; m < rows; ++m) {
+    float value;
+    kernels.load(&value, bias.row(expert) + (first + m) * item, bias.dtype, 1);
+    kernels.add_value(block + m * pitch, value, pitch);
+  }
+}
+
+}  // namespace moe

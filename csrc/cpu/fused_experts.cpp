@@ -1,0 +1,109 @@
+// fused_experts, forward: up-projection with the activation, down-projection, sum over each token's slots.
+#include "experts_shape.h"
+#include "tokens.h"
+
+namespace moe {
+namespace {
+
+// act [chunk][i][row] = activation of the pre-activation, which also goes to `pre` (N, wide) where wanted.
+void up_projection(const Kernels& kern, const ExpertShape& shape, const ExpertWeights& experts, const Rows& x,
+                   const Chunks& chunks, float* act, const TensorView* pre, int threads) {
+  // Interleaved gate and up rows are one block of twice the rows, separate halves are two blocks.
+  const int pieces = shape.gated && !experts.interleaved ? 2 : 1;
+  const int64_t fold = experts.interleaved ? 2 : 1, largest = BLOCK_ROWS / (shape.gated ? 2 : 1);
+  const std::vector<Task> tasks = cut_into_tasks(chunks, shape.inner, largest, kern.lanes, threads);
+  parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
+    const Task task = tasks[index];
+    const Chunk& chunk = chunks.list[task.chunk];
+    const int64_t pitch = chunk.pitch, height = fold * task.count;
+    TaskScratch scratch(kern, BLOCK_ROWS / pieces, pieces);
+    const int64_t first[2] = {fold * task.first, shape.inner + task.first};
+    Operand left[2];
+    for (int p = 0; p < pieces; ++p) left[p] = shape.gate_up.forward(chunk.expert).at(first[p], 0);
+    block_product(kern, scratch, left, pieces, height, shape.hidden, chunk, Right::gathered(x));
+    for (int p = 0; p < pieces; ++p) {
+      float* block = scratch.result[p];
+      if (experts.gate_up_bias)
+        add_row_bias(kern, block, pitch, height, *experts.gate_up_bias, chunk.expert, first[p]);
+      if (pre)
+        kern.scatter_transposed(pre->row(chunk.first) + first[p] * item_size(pre->dtype), pre->dtype, shape.wide,
+                                block, pitch, chunk.count, height);
+    }
+    float* to = act + chunk.columns_before * shape.inner + task.first * pitch;
+    if (!experts.interleaved) {
+      kern.activate(experts.activation, to, scratch.result[0], scratch.result[1], task.count * pitch);
+      return;
+    }
+    for (int64_t m = 0; m < task.count; ++m) {
+      const float* gate = scratch.result[0] + 2 * m * pitch;
+      kern.activate(experts.activation, to + m * pitch, gate, gate + pitch, pitch);
+    }
+  });
+}
+
+// y (N, slice) = down-projection of act, for the features [first, first + count).
+void down_projection(const Kernels& kern, const ExpertShape& shape, const ExpertWeights& experts,
+                     const Chunks& chunks, const float* act, float* y, int64_t first, int64_t count, int threads) {
+  const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, kern.lanes, threads);
+  parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
+    const Task task = tasks[index];
+    const Chunk& chunk = chunks.list[task.chunk];
+    TaskScratch scratch(kern, BLOCK_ROWS, 1);
+    const int64_t row = first + task.first;
+    const Operand left = shape.down.forward(chunk.expert).at(row, 0);
+    block_product(kern, scratch, &left, 1, task.count, shape.inner, chunk, Right::of(act));
+    if (experts.down_bias)
+      add_row_bias(kern, scratch.result[0], chunk.pitch, task.count, *experts.down_bias, chunk.expert, row);
+    kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
+                            scratch.result[0], chunk.pitch, chunk.count, task.count);
+  });
+}
+
+}  // namespace
+
+void fused_experts(const TensorView& x, const TensorView& indices, const TensorView& weights,
+                   const ExpertWeights& experts, const TensorView& out, const Saved* saved, int threads) {
+  const char* op = "fused_experts";
+  const Kernels& kern = kernels();
+  const ExpertShape shape(op, x, experts, indices.shape[1]);
+  check_type(op, "indices", indices, indices.dtype == DType::i64 ? DType::i64 : DType::i32, {shape.tokens, -1});
+  check_type(op, "weights", weights, DType::f32, {shape.tokens, shape.slots});
+  check_float(op, "out", out, {shape.tokens, shape.hidden});
+  const int64_t N = shape.rows();
+  if (saved) {
+    check_float(op, "pre", saved->pre, {N, shape.wide});
+    check_type(op, "offsets", saved->offsets, DType::i32, {shape.count + 1});
+    check_type(op, "row_token", saved->row_token, DType::i32, {N});
+    check_type(op, "slot_row", saved->slot_row, DType::i32, {shape.tokens, shape.slots});
+  }
+
+  std::vector<int32_t> own_plan(saved ? 0 : shape.count + 1 + 2 * N);
+  int32_t* offsets = saved ? saved->offsets.as<int32_t>() : own_plan.data();
+  int32_t* row_token = saved ? saved->row_token.as<int32_t>() : own_plan.data() + shape.count + 1;
+  int32_t* slot_row = saved ? saved->slot_row.as<int32_t>() : row_token + N;
+  route(indices, shape.count, offsets, row_token, slot_row);
+  const Chunks chunks = cut_into_chunks(offsets, shape.count, kern.lanes);
+  if (saved) zero_rows(saved->pre, offsets[shape.count], N, threads);
+
+  const Slices slices(N, shape.hidden, kern.lanes);
+  Workspace workspace(Workspace::padded<float>(chunks.columns * shape.inner) + Workspace::padded<float>(slices.floats));
+  float* act = workspace.take<float>(chunks.columns * shape.inner);
+  float* y = workspace.take<float>(slices.floats);
+
+  double hit = 0.0;
+  for (size_t e = 0; e + 1 < chunks.begin.size(); ++e) hit += chunks.begin[e + 1] > chunks.begin[e];
+  const double size = static_cast<double>(shape.wide) * static_cast<double>(shape.hidden);
+  threads = threads_for(threads, product_time(size * hit, size * static_cast<double>(N)));
+
+  const Rows tokens{x.data, x.dtype, shape.hidden, row_token, nullptr};
+  up_projection(kern, shape, experts, tokens, chunks, act, saved ? &saved->pre : nullptr, threads);
+  const TokenRows token_rows{slot_row, shape.slots, nullptr, nullptr};
+  for (int64_t first = 0; first < shape.hidden; first += slices.width) {
+    const int64_t count = std::min(slices.width, shape.hidden - first);
+    down_projection(kern, shape, experts, chunks, act, y, first, count, threads);
+    sum_rows(out.data, out.dtype, shape.hidden, first, count, shape.tokens, reinterpret_cast<const char*>(y),
+             DType::f32, count, token_rows, weights.as<const float>(), nullptr, nullptr, threads);
+  }
+}
+
+}  // namespace moe

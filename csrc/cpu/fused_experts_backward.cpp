@@ -1,0 +1,159 @@
+// fused_experts, backward: one pass back through the activation, then the products for each gradient.
+#include "experts_shape.h"
+#include "tokens.h"
+#include "weight_gradient.h"
+
+namespace moe {
+namespace {
+
+// Inner features per partial sum of the routing weights' gradient: fixed, so that the order of that sum is.
+constexpr int64_t PARTIAL = 64;
+
+// What the pass back through the activation leaves, chunk-wise packed [feature][row].
+struct Inner {
+  float* grad_pre;   // [wide], times the routing weight
+  float* act;        // [inner], times the routing weight
+  float* partial;    // (inner / PARTIAL, N): Σ dA' ∘ A
+};
+
+void activation_backward(const Kernels& kern, const ExpertShape& shape, const ExpertWeights& experts,
+                         const Rows& grad, const TensorView& pre, const Chunks& chunks, const float* row_weight,
+                         const Inner& inner, int threads) {
+  const std::vector<Task> tasks = cut_into_tasks(chunks, shape.inner, PARTIAL, PARTIAL, threads);
+  const int64_t N = shape.rows();
+  const Rows pre_rows{pre.data, pre.dtype, shape.wide, nullptr, nullptr};
+  const bool interleaved = experts.interleaved;
+  parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
+    const Task task = tasks[index];
+    const Chunk& chunk = chunks.list[task.chunk];
+    const int64_t pitch = chunk.pitch, step = interleaved ? 2 * pitch : pitch;
+    TaskScratch scratch(kern, PARTIAL, 1);
+    const Operand left = shape.down.backward(chunk.expert).at(task.first, 0);
+    block_product(kern, scratch, &left, 1, task.count, shape.hidden, chunk, Right::gathered(grad));
+
+    // The pre-activation is read into the place of its gradient.
+    const int64_t gate_row = interleaved ? 2 * task.first : task.first;
+    float* gate = inner.grad_pre + chunk.columns_before * shape.wide + gate_row * pitch;
+    float* up = interleaved ? gate + pitch : nullptr;
+    const Rows chunk_pre = pre_rows.from(chunk.first);
+    kern.gather_transposed(gate, pitch, chunk_pre, chunk.count, gate_row, interleaved ? 2 * task.count : task.count);
+    if (shape.gated && !interleaved) {
+      up = gate + shape.inner * pitch;
+      kern.gather_transposed(up, pitch, chunk_pre, chunk.count, shape.inner + gate_row, task.count);
+    }
+    float* act = inner.act + chunk.columns_before * shape.inner + task.first * pitch;
+    float* grad_act = scratch.result[0];
+    float* partial = scratch.extra;
+    float* factor = partial + CHUNK_ROWS;
+    std::fill(partial, partial + pitch, 0.0f);
+    std::fill(factor, factor + pitch, 0.0f);
+    std::copy(row_weight + chunk.first, row_weight + chunk.first + chunk.count, factor);
+    for (int64_t m = 0; m < task.count; ++m) {
+      float* up_row = up ? up + m * step : nullptr;
+      kern.activate_backward(experts.activation, act + m * pitch, gate + m * step, up_row, grad_act + m * pitch, pitch);
+      kern.add_products(partial, grad_act + m * pitch, act + m * pitch, pitch);
+      kern.multiply(act + m * pitch, act + m * pitch, factor, pitch);
+      kern.multiply(gate + m * step, gate + m * step, factor, pitch);
+      if (up_row) kern.multiply(up_row, up_row, factor, pitch);
+    }
+    std::copy(partial, partial + chunk.count, inner.partial + task.first / PARTIAL * N + chunk.first);
+  });
+}
+
+void weights_gradient(const Kernels& kern, const ExpertShape& shape, const ExpertWeights& experts, const Rows& grad,
+                      const int32_t* offsets, const int32_t* slot_row, const float* partial, const TensorView& out,
+                      int threads) {
+  const int64_t N = shape.rows(), blocks = (shape.inner + PARTIAL - 1) / PARTIAL;
+  std::vector<float> by_row(offsets[shape.count]);
+  parallel_for(shape.count, experts.down_bias ? threads : 1, [&](int64_t e) {
+    for (int64_t n = offsets[e]; n < offsets[e + 1]; ++n) {
+      float sum = 0.0f;
+      for (int64_t b = 0; b < blocks; ++b) sum += partial[b * N + n];
+      if (experts.down_bias)
+        sum += kern.dot(experts.down_bias->row(e), experts.down_bias->dtype, grad.at(n, 0), grad.dtype, shape.hidden);
+      by_row[n] = sum;
+    }
+  });
+  for (int64_t slot = 0; slot < N; ++slot)
+    out.as<float>()[slot] = slot_row[slot] < 0 ? 0.0f : by_row[slot_row[slot]];
+}
+
+void input_gradient(const Kernels& kern, const ExpertShape& shape, const Chunks& chunks, const float* grad_pre,
+                    const TokenRows& token_rows, float* y, int64_t slice, const TensorView& out, int threads) {
+  for (int64_t first = 0; first < shape.hidden; first += slice) {
+    const int64_t count = std::min(slice, shape.hidden - first);
+    const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, kern.lanes, threads);
+    parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
+      const Task task = tasks[index];
+      const Chunk& chunk = chunks.list[task.chunk];
+      TaskScratch scratch(kern, BLOCK_ROWS, 1);
+      const Operand left = shape.gate_up.backward(chunk.expert).at(first + task.first, 0);
+      block_product(kern, scratch, &left, 1, task.count, shape.wide, chunk, Right::of(grad_pre));
+      kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
+                              scratch.result[0], chunk.pitch, chunk.count, task.count);
+    });
+    sum_rows(out.data, out.dtype, shape.hidden, first, count, shape.tokens, reinterpret_cast<const char*>(y),
+             DType::f32, count, token_rows, nullptr, nullptr, nullptr, threads);
+  }
+}
+
+}  // namespace
+
+void fused_experts_backward(const TensorView& grad, const TensorView& x, const TensorView& weights,
+                            const ExpertWeights& experts, const Saved& saved, const ExpertGradients& gradients,
+                            int threads) {
+  const char* op = "fused_experts_backward";
+  const Kernels& kern = kernels();
+  const ExpertShape shape(op, x, experts, weights.shape[1]);
+  const int64_t N = shape.rows();
+  check_float(op, "grad", grad, {shape.tokens, shape.hidden});
+  check_type(op, "weights", weights, DType::f32, {shape.tokens, shape.slots});
+  check_float(op, "pre", saved.pre, {N, shape.wide});
+  check_type(op, "offsets", saved.offsets, DType::i32, {shape.count + 1});
+  check_type(op, "row_token", saved.row_token, DType::i32, {N});
+  check_type(op, "slot_row", saved.slot_row, DType::i32, {shape.tokens, shape.slots});
+  check_offsets(op, saved.offsets, N);
+  const int32_t* offsets = saved.offsets.as<const int32_t>();
+  check_row_token(op, saved.row_token, offsets[shape.count], shape.tokens);
+  check_slot_row(op, saved.slot_row, offsets[shape.count]);
+  const int32_t* row_token = saved.row_token.as<const int32_t>();
+  const int32_t* slot_row = saved.slot_row.as<const int32_t>();
+
+  const Chunks chunks = cut_into_chunks(offsets, shape.count, kern.lanes);
+  const Slices slices(N, shape.hidden, kern.lanes);
+  const int64_t partials = (shape.inner + PARTIAL - 1) / PARTIAL * N;
+  Workspace workspace(Workspace::padded<float>(chunks.columns * shape.wide) +
+                      Workspace::padded<float>(chunks.columns * shape.inner) + Workspace::padded<float>(partials) +
+                      Workspace::padded<float>(slices.floats) + Workspace::padded<float>(N));
+  const Inner inner{workspace.take<float>(chunks.columns * shape.wide),
+                    workspace.take<float>(chunks.columns * shape.inner), workspace.take<float>(partials)};
+  float* y = workspace.take<float>(slices.floats);
+  float* row_weight = workspace.take<float>(N);
+  std::fill(row_weight, row_weight + N, 0.0f);
+  for (int64_t slot = 0; slot < N; ++slot)
+    if (slot_row[slot] >= 0) row_weight[slot_row[slot]] = weights.as<const float>()[slot];
+
+  const double size = static_cast<double>(shape.wide) * static_cast<double>(shape.hidden);
+  threads = threads_for(threads, product_time(size, size * static_cast<double>(N)));
+  const Rows grad_rows{grad.data, grad.dtype, shape.hidden, row_token, nullptr};
+  const Rows x_rows{x.data, x.dtype, shape.hidden, row_token, nullptr};
+  activation_backward(kern, shape, experts, grad_rows, saved.pre, chunks, row_weight, inner, threads);
+  if (gradients.weights)
+    weights_gradient(kern, shape, experts, grad_rows, offsets, slot_row, inner.partial, *gradients.weights, threads);
+  if (gradients.x)
+    input_gradient(kern, shape, chunks, inner.grad_pre, {slot_row, shape.slots, nullptr, nullptr}, y, slices.width,
+                   *gradients.x, threads);
+  if (gradients.gate_up)
+    weight_gradient(kern, chunks, inner.grad_pre, shape.wide, x_rows, shape.hidden, *gradients.gate_up,
+                    experts.transposed, threads);
+  if (gradients.down)
+    // down is (H, I) where gate_up is (2I, H): its gradient comes out with rows and columns exchanged.
+    weight_gradient(kern, chunks, inner.act, shape.inner, grad_rows, shape.hidden, *gradients.down,
+                    !experts.transposed, threads);
+  if (gradients.gate_up_bias)
+    bias_gradient(kern, chunks, inner.grad_pre, shape.wide, nullptr, *gradients.gate_up_bias, threads);
+  if (gradients.down_bias)
+    bias_gradient_of_rows(kern, offsets, grad_rows, row_weight, *gradients.down_bias, threads);
+}
+
+}  // namespace moe

@@ -1,0 +1,114 @@
+// The inner kernels that exist once per instruction set, as a table of functions.
+//
+// Everything here works on float32 in registers; float32, bfloat16 and float16 are converted on load and store.
+// No value depends on how work is cut into calls: each output element is computed from its own row and column by one
+// fixed sequence of operations, which is what makes the operations batch-invariant.
+#pragma once
+
+#include <cstdint>
+
+#include "common/view.h"
+
+namespace moe {
+
+// A product sums runs of RUN terms from zero in order of k, and adds the runs in order. Short runs keep the rounding
+// error of long sums small; this length keeps it below that of the usual float32 matrix products.
+constexpr int64_t RUN = 64;
+// Terms that one call of a product covers at most: what of the activations stays in the cache between weight rows.
+constexpr int64_t DEPTH = 256;
+static_assert(DEPTH % RUN == 0, "runs may not depend on how a sum is cut into calls");
+// Up to this many columns a product runs with the vector along the weight's rows instead of along the tokens.
+constexpr int64_t FEW_COLUMNS = 4;
+
+// The left operand of a product: element (m, k) lies at base + m * row_stride + k * col_stride, one stride being 1.
+struct Operand {
+  const char* base = nullptr;
+  DType dtype = DType::f32;
+  int64_t row_stride = 0;
+  int64_t col_stride = 1;
+
+  Operand at(int64_t m, int64_t k) const {
+    return {base + (m * row_stride + k * col_stride) * item_size(dtype), dtype, row_stride, col_stride};
+  }
+};
+
+// Rows of a matrix, picked by an index where there is one: row i lies at base + (index ? index[i] : i) * stride.
+struct Rows {
+  const char* base = nullptr;
+  DType dtype = DType::f32;
+  int64_t stride = 0;
+  const int32_t* index = nullptr;
+  const float* scale = nullptr;  // factor of row i where given
+
+  const char* at(int64_t i, int64_t column) const {
+    return base + ((index ? index[i] : i) * stride + column) * item_size(dtype);
+  }
+  Rows from(int64_t first) const {
+    Rows rest = *this;
+    if (index)
+      rest.index += first;
+    else
+      rest.base += first * stride * item_size(dtype);
+    if (scale) rest.scale += first;
+    return rest;
+  }
+};
+
+enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4, gpt_oss = 5 };
+
+// What the softmax of one row of logits gives besides its entries.
+struct RowStatistics {
+  float logsumexp;
+  float entropy;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t lanes;      // floats in a vector
+  int64_t tile_rows;  // rows of the left operand that one register tile covers
+  // Floats of scratch that `product` needs for a left operand of `rows` rows.
+  int64_t (*product_scratch)(int64_t rows);
+
+  // c[m][n] (+)= Σ_k a(m, k) · b[k][n] for depth <= DEPTH. c has ldc >= columns; with more than FEW_COLUMNS columns, ldb
+  // and ldc are multiples of `lanes`, the columns up to the next multiple exist in b and c, and c has space for rows up
+  // to the next multiple of tile_rows.
+  void (*product)(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, int64_t ldb,
+                  int64_t columns, bool accumulate, float* scratch);
+
+  // dst[i * ld + j] = rows(i, first_column + j), columns from `columns` to `padded` zero.
+  void (*gather)(float* dst, int64_t ld, const Rows& rows, int64_t count, int64_t first_column, int64_t columns,
+                 int64_t padded);
+  // dst[j * ld + i] = rows(i, first_column + j), rows from `count` to ld zero.
+  void (*gather_transposed)(float* dst, int64_t ld, const Rows& rows, int64_t count, int64_t first_column,
+                            int64_t columns);
+  // out(i, j) = src[j * ld + i], for i < count, j < columns; out_stride in elements.
+  void (*scatter_transposed)(char* out, DType dtype, int64_t out_stride, const float* src, int64_t ld, int64_t count,
+                             int64_t columns);
+
+  void (*load)(float* dst, const char* src, DType dtype, int64_t count);
+  void (*store)(char* dst, DType dtype, const float* src, int64_t count);
+  // dst += factor · src
+  void (*add_scaled)(float* dst, float factor, const char* src, DType dtype, int64_t count);
+  // Σ a · b, in an order that depends on `count` alone.
+  float (*dot)(const char* a, DType a_dtype, const char* b, DType b_dtype, int64_t count);
+  // acc[i] += a[i] · b[i]; without b, acc[i] += a[i]
+  void (*add_products)(float* acc, const float* a, const float* b, int64_t count);
+  // out[i] = a[i] · b[i]
+  void (*multiply)(float* out, const float* a, const float* b, int64_t count);
+  // row[i] += value
+  void (*add_value)(float* row, float value, int64_t count);
+
+  // act = f(gate) · up, or f(gate) where up is null.
+  void (*activate)(Activation activation, float* act, const float* gate, const float* up, int64_t count);
+  // act as above; gate and up are replaced by their gradients, given grad, the activation's.
+  void (*activate_backward)(Activation activation, float* act, float* gate, float* up, const float* grad,
+                            int64_t count);
+
+  // p = softmax(logits); entries of +inf share the mass; a NaN, or nothing but -inf, makes all NaN. `padded` is the row's
+  // length rounded up to whole vectors: logits are -inf there, and p has that space.
+  RowStatistics (*softmax)(float* p, const float* logits, int64_t padded);
+  // out = 1 / (1 + exp(-x)), in whole vectors.
+  void (*sigmoid)(float* out, const float* x, int64_t padded);
+};
+
+}  // namespace moe

@@ -1,0 +1,93 @@
+#include "weight_gradient.h"
+
+namespace moe {
+namespace {
+
+// Columns of one task: with BLOCK_ROWS of them times this, results and gathered rows share the second-level cache.
+constexpr int64_t BLOCK_COLUMNS = 192;
+
+struct GradientTask {
+  int32_t expert;
+  int32_t row;
+  int32_t column;
+};
+
+}  // namespace
+
+void weight_gradient(const Kernels& kern, const Chunks& chunks, const float* left, int64_t features, const Rows& rows,
+                     int64_t columns, const TensorView& out, bool across, int threads) {
+  const int64_t experts = static_cast<int64_t>(chunks.begin.size()) - 1, item = item_size(out.dtype);
+  std::vector<GradientTask> tasks;
+  for (int64_t e = 0; e < experts; ++e) {
+    if (chunks.begin[e] == chunks.begin[e + 1]) {
+      tasks.push_back({static_cast<int32_t>(e), -1, 0});
+      continue;
+    }
+    for (int64_t h = 0; h < columns; h += BLOCK_COLUMNS)
+      for (int64_t m = 0; m < features; m += BLOCK_ROWS)
+        tasks.push_back({static_cast<int32_t>(e), static_cast<int32_t>(m), static_cast<int32_t>(h)});
+  }
+  parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
+    const GradientTask task = tasks[index];
+    char* expert = out.row(task.expert);
+    if (task.row < 0) {
+      std::memset(expert, 0, static_cast<size_t>(features * columns * item));
+      return;
+    }
+    const int64_t height = std::min(BLOCK_ROWS, features - task.row);
+    const int64_t width = std::min(BLOCK_COLUMNS, columns - task.column), pitch = pitch_of(width, kern.lanes);
+    TaskScratch scratch(kern, BLOCK_ROWS, 1);
+    float* sum = scratch.result[0];
+    for (int32_t c = chunks.begin[task.expert]; c < chunks.begin[task.expert + 1]; ++c) {
+      const Chunk& chunk = chunks.list[c];
+      kern.gather(scratch.packed, pitch, rows.from(chunk.first), chunk.count, task.column, width, pitch);
+      const float* block = left + chunk.columns_before * features + task.row * chunk.pitch;
+      const Operand operand{reinterpret_cast<const char*>(block), DType::f32, chunk.pitch, 1};
+      kern.product(sum, pitch, operand, height, chunk.count, scratch.packed, pitch, width,
+                   c > chunks.begin[task.expert], scratch.inner);
+    }
+    if (across) {
+      kern.scatter_transposed(expert + (task.column * features + task.row) * item, out.dtype, features, sum, pitch,
+                              width, height);
+      return;
+    }
+    for (int64_t m = 0; m < height; ++m)
+      kern.store(expert + ((task.row + m) * columns + task.column) * item, out.dtype, sum + m * pitch, width);
+  });
+}
+
+void bias_gradient(const Kernels& kern, const Chunks& chunks, const float* left, int64_t features, const float* factor,
+                   const TensorView& out, int threads) {
+  constexpr int64_t GROUP = 64;
+  const int64_t experts = static_cast<int64_t>(chunks.begin.size()) - 1, groups = (features + GROUP - 1) / GROUP;
+  const std::vector<float> ones(CHUNK_ROWS, 1.0f);
+  parallel_for(experts * groups, threads, [&](int64_t index) {
+    const int64_t e = index / groups, first = index % groups * GROUP, count = std::min(GROUP, features - first);
+    float sum[GROUP] = {};
+    for (int32_t c = chunks.begin[e]; c < chunks.begin[e + 1]; ++c) {
+      const Chunk& chunk = chunks.list[c];
+      const float* by = factor ? factor + chunk.first : ones.data();
+      for (int64_t m = 0; m < count; ++m) {
+        const float* row = left + chunk.columns_before * features + (first + m) * chunk.pitch;
+        sum[m] += kern.dot(reinterpret_cast<const char*>(row), DType::f32, reinterpret_cast<const char*>(by),
+                           DType::f32, chunk.count);
+      }
+    }
+    kern.store(out.row(e) + first * item_size(out.dtype), out.dtype, sum, count);
+  });
+}
+
+void bias_gradient_of_rows(const Kernels& kern, const int32_t* offsets, const Rows& rows, const float* factor,
+                           const TensorView& out, int threads) {
+  constexpr int64_t GROUP = 256;
+  const int64_t columns = out.shape[1], groups = (columns + GROUP - 1) / GROUP;
+  parallel_for(out.shape[0] * groups, threads, [&](int64_t index) {
+    const int64_t e = index / groups, first = index % groups * GROUP, count = std::min(GROUP, columns - first);
+    float sum[GROUP] = {};
+    for (int64_t n = offsets[e]; n < offsets[e + 1]; ++n)
+      kern.add_scaled(sum, factor ? factor[n] : 1.0f, rows.at(n, first), rows.dtype, count);
+    kern.store(out.row(e) + first * item_size(out.dtype), out.dtype, sum, count);
+  });
+}
+
+}  // namespace moe

@@ -1,0 +1,112 @@
+"""The whole expert MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_kernels.backends.cpu.arguments import integers, result, result_float, rows, rows_or_none, weight
+from moe_kernels.native import core, view, view_or_none
+
+# The codes of csrc/cpu/isa/kernels.h.
+ACTIVATION_CODES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "gpt_oss": 5}
+
+
+def fused_experts_cpu(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: str,
+    interleaved: bool,
+    transposed: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return out (T, H) and, with `save`, pre-activation (N, 2I) and the plan; those four are empty without."""
+    x, indices, weights = rows(x), rows(indices), rows(weights)
+    gate_up, down = weight(gate_up), weight(down)
+    gate_up_bias, down_bias = rows_or_none(gate_up_bias), rows_or_none(down_bias)
+    T, K = indices.shape
+    out = result(x, x.shape)
+    pre = result(x, (T * K, gate_up.shape[2 if transposed else 1]), save)
+    offsets, row_token = integers((down.shape[0] + 1,), save), integers((T * K,), save)
+    slot_row = integers((T, K), save)
+    core().fused_experts(
+        view(x),
+        view(indices),
+        view(weights),
+        view(gate_up),
+        view(down),
+        view_or_none(gate_up_bias),
+        view_or_none(down_bias),
+        ACTIVATION_CODES[activation],
+        interleaved,
+        transposed,
+        view(out),
+        view(pre) if save else None,
+        view(offsets) if save else None,
+        view(row_token) if save else None,
+        view(slot_row) if save else None,
+        torch.get_num_threads(),
+    )
+    return out, pre, offsets, row_token, slot_row
+
+
+def fused_experts_backward_cpu(
+    grad: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    pre: Tensor,
+    offsets: Tensor,
+    row_token: Tensor,
+    slot_row: Tensor,
+    activation: str,
+    interleaved: bool,
+    transposed: bool,
+    need_x: bool,
+    need_weights: bool,
+    need_gate_up: bool,
+    need_down: bool,
+    need_gate_up_bias: bool,
+    need_down_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weights, gate_up, down and the biases; empty where not needed."""
+    grad, x, weights, pre = rows(grad), rows(x), rows(weights), rows(pre)
+    gate_up, down = weight(gate_up), weight(down)
+    gate_up_bias, down_bias = rows_or_none(gate_up_bias), rows_or_none(down_bias)
+    E, wide = gate_up.shape[0], gate_up.shape[2 if transposed else 1]
+    needs = (need_x, need_weights, need_gate_up, need_down, need_gate_up_bias, need_down_bias)
+    grads = (
+        result(x, x.shape, need_x),
+        result_float(x, weights.shape, need_weights),
+        result(gate_up, gate_up.shape, need_gate_up),
+        result(down, down.shape, need_down),
+        result(x, (E, wide), need_gate_up_bias),
+        result(x, (E, x.shape[1]), need_down_bias),
+    )
+    core().fused_experts_backward(
+        view(grad),
+        view(x),
+        view(weights),
+        view(gate_up),
+        view(down),
+        view_or_none(gate_up_bias),
+        view_or_none(down_bias),
+        view(pre),
+        view(offsets),
+        view(row_token),
+        view(slot_row),
+        ACTIVATION_CODES[activation],
+        interleaved,
+        transposed,
+        *(view(g) if needed else None for g, needed in zip(grads, needs, strict=True)),
+        torch.get_num_threads(),
+    )
+    return grads

@@ -1,0 +1,52 @@
+"""The one place that imports the native core `moe_kernels._C`, and how it sees tensors."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_module: ModuleType | None
+_reason: str | None
+try:
+    from moe_kernels import _C as _module  # type: ignore[attr-defined,no-redef]
+
+    _reason = None
+except ImportError as error:
+    _module, _reason = None, f"the native core moe_kernels._C cannot be imported: {error}"
+
+# The codes of csrc/common/view.h.
+DTYPE_CODES: dict[torch.dtype, int] = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.int32: 3,
+    torch.int64: 4,
+    torch.bool: 5,
+}
+
+
+def native() -> tuple[ModuleType | None, str | None]:
+    """Return the native module and None, or None and the reason why there is none."""
+    return _module, _reason
+
+
+def core() -> Any:
+    """Return the native module; call it only where `native` has said that there is one."""
+    assert _module is not None, _reason
+    return _module
+
+
+def view(tensor: Tensor) -> Any:
+    """Describe a tensor to the native core: address, shape, strides, dtype.
+
+    The view does not keep the tensor alive.
+    """
+    return core().View(tensor.data_ptr(), tensor.shape, tensor.stride(), DTYPE_CODES[tensor.dtype])
+
+
+def view_or_none(tensor: Tensor | None) -> Any:
+    """Like `view` for an argument that may be absent."""
+    return None if tensor is None else view(tensor)
