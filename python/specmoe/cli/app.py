@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import typer
 
 from .demo import demo
@@ -22,6 +24,8 @@ for _command in (train, generate, demo):
 
 def main() -> None:
     """Runs the command line."""
+    # transformers' Trainer imports bitsandbytes where it is installed, which then advises on kernels not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app()
 
 

@@ -40,31 +40,65 @@ def generate(
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
-    network.generate(
-        ids.to(place),
-        attention_mask=torch.ones_like(ids, device=place),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=network.generation_config.pad_token_id or 0,
-        streamer=_Printer(tokenizer),
-        **sampling,
-    )
+    printer = _Printer(tokenizer)
+    printer.show(ids)
+    with torch.no_grad():
+        _continue(network, ids.to(place), max_new_tokens, printer, sampling)
+    printer.finish()
+
+
+def _continue(network: Any, ids: Any, count: int, printer: _Printer, sampling: dict[str, Any]) -> None:
+    """Generates `count` tokens; where the context is full, goes on from its second half."""
+    import torch
+
+    limit = network.config.max_position_embeddings
+    while count > 0:
+        if ids.shape[1] >= limit:
+            ids = ids[:, -max(1, limit // 2) :]
+        step = min(count, limit - ids.shape[1])
+        printer.skip_prompt()
+        ids = network.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=step,
+            pad_token_id=network.generation_config.pad_token_id or 0,
+            streamer=printer,
+            **sampling,
+        )
+        count -= step
 
 
 class _Printer:
-    """Prints tokens as they come; a token is printed when the text it completes is valid."""
+    """Prints tokens as they come, as soon as they complete a character."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.pending: list[int] = []
+        self.skipping = False
+
+    def skip_prompt(self) -> None:
+        """The next tokens that `generate` hands over are the prompt, which was shown before."""
+        self.skipping = True
 
     def put(self, value: Any) -> None:
+        """Takes tokens from `generate`."""
+        if not self.skipping:
+            self.show(value)
+        self.skipping = False
+
+    def end(self) -> None:
+        """`generate` is done; the text may go on."""
+
+    def show(self, value: Any) -> None:
+        """Prints tokens."""
         self.pending += value.reshape(-1).tolist()
         text = self.tokenizer.decode(self.pending)
         # An unfinished multi-byte character decodes to the replacement character.
         if not text.endswith("\ufffd"):
             self._write(text)
 
-    def end(self) -> None:
+    def finish(self) -> None:
+        """Prints what is left and ends the line."""
         self._write(self.tokenizer.decode(self.pending) + "\n")
 
     def _write(self, text: str) -> None:

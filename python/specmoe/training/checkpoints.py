@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import CheckpointError
+from .files import PARTIAL_PREFIX
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
-_PARTIAL, _REPLACED = ".partial-", ".replaced-"
+_REPLACED = ".replaced-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -44,7 +45,7 @@ def publish(directory: Path, name: str, fill: Callable[[Path], None]) -> Path:
         The path of the new directory.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{_PARTIAL}{name}"
+    partial = directory / f"{PARTIAL_PREFIX}{name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     fill(partial)
@@ -78,8 +79,8 @@ def clean_leftovers(directory: Path) -> list[str]:
                 shutil.rmtree(path)
             else:
                 os.rename(path, final)
-        elif path.name.startswith(_PARTIAL):
-            shutil.rmtree(path)
+        elif path.name.startswith(PARTIAL_PREFIX):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         else:
             continue
         found.append(path.name)
@@ -155,7 +156,7 @@ def prune(directory: Path, keep: int, best_step: int | None) -> None:
         if step == best_step:
             continue
         # Renamed first: a half-removed directory must not look like a checkpoint.
-        doomed = directory / f"{_PARTIAL}{checkpoint_name(step)}"
+        doomed = directory / f"{PARTIAL_PREFIX}{checkpoint_name(step)}"
         os.rename(directory / checkpoint_name(step), doomed)
         shutil.rmtree(doomed)
 

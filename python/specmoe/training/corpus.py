@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from .errors import DataError
+from .files import replace_file
 
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -37,7 +38,8 @@ def load_text(dataset: str, text_column: str = "text") -> str:
         return _file_text(path)
     if path.is_dir():
         raise DataError(f"dataset: expected a text file, got the directory {path}")
-    if path.suffix or path.is_absolute() or dataset.startswith((".", "~")):
+    # A hub name may end in a version, such as "-v1.0"; a file's extension has letters.
+    if path.suffix[1:].isalpha() or path.is_absolute() or dataset.startswith((".", "~")):
         raise DataError(f"dataset: no such file: {path}")
     return _hub_text(dataset, text_column)
 
@@ -66,9 +68,7 @@ def tiny_shakespeare_path() -> Path:
         ) from error
     _check(Path(TINY_SHAKESPEARE_URL), content)
     cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, cached)
+    replace_file(cached, lambda partial: partial.write_bytes(content))
     return cached
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from .files import replace_file
 
 HISTORY_FILE = "history.jsonl"
 PLOT_FILE = "loss.png"
@@ -26,9 +27,8 @@ class History:
         if self.path.is_file() and last_step > 0:
             kept = (_parse(line) for line in self.path.read_text().splitlines())
             self.lines = [line for line in kept if line is not None and line["step"] <= last_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        os.replace(partial, self.path)
+        content = "".join(json.dumps(line) + "\n" for line in self.lines)
+        replace_file(self.path, lambda partial: partial.write_text(content))
 
     def add(self, **values: Any) -> None:
         """Appends a line; `step` is one of the values."""
@@ -61,9 +61,7 @@ def plot_losses(history: History, path: Path, title: str) -> None:
     axes.set(xlabel="step", ylabel="cross-entropy, nats per token", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=130)
-    os.replace(partial, path)
+    replace_file(path, lambda partial: figure.savefig(partial, dpi=130))
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -68,7 +68,7 @@ def check_same_run(checkpoint: Path, settings: TrainSettings, corpus_digest: str
         CheckpointError: something differs; the message names it with both values.
     """
     state = read_run_state(checkpoint)
-    stored = {**state["settings"], "dataset SHA-256": state["corpus_sha256"]}
+    stored = {**state["settings"], "dataset SHA-256": state.get("corpus_sha256")}
     for name, value in {**settings.run_defining(), "dataset SHA-256": corpus_digest}.items():
         if stored.get(name) != value:
             raise CheckpointError(f"resume: {name}: expected {stored.get(name)!r} as in {checkpoint}, got {value!r}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
+from .files import replace_file
 
 SETTINGS_FILE = "settings.json"
 DEVICES = ("auto", "cuda", "mps", "directml", "cpu")
@@ -147,9 +147,7 @@ class TrainSettings:
     def save(self, path: Path) -> None:
         """Writes the settings to a JSON file."""
         values = {**dataclasses.asdict(self), "output_dir": str(self.output_dir)}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(values, indent=1))
-        os.replace(partial, path)
+        replace_file(path, lambda partial: partial.write_text(json.dumps(values, indent=1)))
 
     @classmethod
     def load(cls, path: Path, **changes: Any) -> TrainSettings:

@@ -69,6 +69,7 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.qk_norm, self.norm_eps = config.qk_norm, config.norm_eps
+        self.normalize = F.rms_norm if config.norm_type == "rms_norm" else F.layer_norm
         self.dropout = config.dropout
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o_proj = ResidualLinear(config.hidden_size, config.hidden_size, bias=False)
@@ -95,7 +96,7 @@ class Attention(nn.Module):
         # Queries and keys are normalized and rotated alike: together they are one pass.
         qk, value = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
         if self.qk_norm:
-            qk = F.rms_norm(qk, (self.head_dim,), eps=self.norm_eps)
+            qk = self.normalize(qk, (self.head_dim,), eps=self.norm_eps)
         query, key = rotate(qk, *rotary).chunk(2, dim=2)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
         if past_key_values is not None:

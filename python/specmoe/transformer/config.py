@@ -29,7 +29,7 @@ class SpecMoeConfig(PretrainedConfig):
         shared_intermediate_size: inner width of an expert that every token passes through; 0 for none.
         norm_type: "rms_norm", or "layer_norm" (with no bias; faster on CPU, where torch has a fused kernel for it).
         norm_eps: epsilon of the norms.
-        qk_norm: whether queries and keys are scaled to unit root mean square before attention.
+        qk_norm: whether queries and keys are normed, with no gain, before attention.
         rope_theta: base of the rotary position frequencies.
         max_position_embeddings: the longest context the model was trained for, in tokens.
         dropout: probability for the embeddings, attention weights and both residual branches.

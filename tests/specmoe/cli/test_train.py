@@ -30,6 +30,11 @@ def test_train_then_generate(specmoe, tiny, tmp_path):
     assert texts[1].out == texts[2].out
     assert texts[0].out != texts[1].out
     assert texts[3].out == texts[4].out
+    # The context holds 16 characters; a longer text goes on from its second half.
+    longer = specmoe("generate", model, "--prompt", "the moon", "--max-new-tokens", 60, "--temperature", 0)
+    assert (longer.code, len(longer.out)) == (0, 8 + 60 + 1)
+    assert longer.out.startswith(texts[3].out[:16])
+    assert longer.err == ""
 
     outcome = specmoe("train", *tiny)
     assert outcome.code == 2

@@ -137,6 +137,8 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
 def test_other_files_are_no_checkpoints(tmp_path):
     (tmp_path / "checkpoint-x").mkdir()
     (tmp_path / ".partial-checkpoint-7").mkdir()
+    (tmp_path / ".partial-settings.json").write_text("{")
+    (tmp_path / ".hidden").write_text("somebody else's")
     assert checkpoint_steps(tmp_path) == []
-    assert clean_leftovers(tmp_path) == [".partial-checkpoint-7"]
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-x"]
+    assert clean_leftovers(tmp_path) == [".partial-checkpoint-7", ".partial-settings.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "checkpoint-x"]

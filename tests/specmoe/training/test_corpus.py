@@ -117,7 +117,7 @@ def test_a_hub_data_set_is_one_column_joined(monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: FakeRows())
-    assert load_text("someone/prose", "body") == "first\nsecond"
+    assert load_text("someone/prose-v1.0", "body") == "first\nsecond"
     with pytest.raises(DataError, match="text_column: expected one of title, body, got 'text'"):
         load_text("someone/prose")
 

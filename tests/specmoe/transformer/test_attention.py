@@ -13,12 +13,14 @@ from specmoe.transformer.rotary import rotary_angles, rotate
 CPU = torch.device("cpu")
 
 
-def attend_plainly(attention: Attention, x: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+def attend_plainly(attention: Attention, norm: str | None, x: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Attention written out: scores, softmax over the visible keys, weighted sum."""
     B, S, H = x.shape
     qkv = attention.qkv_proj(x).view(B, S, 3, attention.num_heads, attention.head_dim)
     q, k, v = qkv.unbind(2)
-    if attention.qk_norm:
+    if norm == "layer_norm":
+        q, k = (t - t.mean(-1, keepdim=True) for t in (q, k))
+    if norm is not None:
         q, k = (t * (t.pow(2).mean(-1, keepdim=True) + attention.norm_eps).rsqrt() for t in (q, k))
     angles = rotary_angles(torch.arange(S)[None], attention.head_dim, 10000.0)
     q, k = rotate(q, *angles), rotate(k, *angles)
@@ -27,11 +29,14 @@ def attend_plainly(attention: Attention, x: torch.Tensor, visible: torch.Tensor)
     return F.linear(torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(B, S, H), attention.o_proj.weight)
 
 
-@pytest.mark.parametrize("qk_norm", [True, False], ids=["qknorm", "plain"])
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm", None])
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
-def test_attention_equals_attention_written_out(qk_norm, padded):
+def test_attention_equals_attention_written_out(norm, padded):
     torch.manual_seed(0)
-    attention = Attention(SpecMoeConfig(hidden_size=24, num_attention_heads=3, qk_norm=qk_norm), 0)
+    attention = Attention(
+        SpecMoeConfig(hidden_size=24, num_attention_heads=3, qk_norm=norm is not None, norm_type=norm or "rms_norm"),
+        0,
+    )
     x = torch.randn(2, 7, 24)
     keep = torch.ones(2, 7, dtype=torch.long)
     if padded:
@@ -39,7 +44,7 @@ def test_attention_equals_attention_written_out(qk_norm, padded):
     mask = attention_mask_for(keep, 7, 0, CPU)
     visible = torch.ones(7, 7).tril().bool()[None, None] & keep.bool()[:, None, None, :]
     got = attention(x, rotary_angles(torch.arange(7)[None], 8, 10000.0), mask)
-    expected = attend_plainly(attention, x, visible | torch.eye(7).bool())
+    expected = attend_plainly(attention, norm, x, visible | torch.eye(7).bool())
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert (mask is None) == (not padded)
 
