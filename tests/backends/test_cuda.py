@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -32,26 +29,6 @@ def test_reason_without_a_gpu() -> None:
     with pytest.raises(moe_kernels.BackendUnavailable, match="no CUDA device"):
         plan = moe_kernels.route(torch.zeros(1, 1, dtype=torch.int32), 1)
         moe_kernels.permute(torch.zeros(1, 4), plan, backend="cuda")
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (json.dumps({"cuda": {"built": False, "reason": "nvcc was not found"}}), "nvcc was not found"),
-        ("{ not json", "there is no record of a build"),
-        (json.dumps({"cuda": None}), "there is no record of a build"),
-        (None, "there is no record of a build"),
-    ],
-    ids=["recorded", "corrupt", "incomplete", "absent"],
-)
-def test_reason_of_the_build(
-    content: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "_build.json"
-    if content is not None:
-        path.write_text(content)
-    monkeypatch.setattr(library, "_BUILD_RECORD", path)
-    assert library.build_reason().startswith(expected)
 
 
 @pytest.mark.parametrize(

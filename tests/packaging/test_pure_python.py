@@ -68,18 +68,20 @@ import json, sys
 sys.meta_path[:] = [f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")]
 import torch, moe_kernels
 out = moe_kernels.MoELayer(8, 16, 4, 2)(torch.randn(3, 8))
-print(json.dumps([moe_kernels.__file__, list(out.shape), moe_kernels.available_backends()]))
+from moe_kernels.build_record import reason_not_built
+print(json.dumps([moe_kernels.__file__, list(out.shape), moe_kernels.available_backends(), reason_not_built("native")]))
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "lib")}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    path, shape, backends = json.loads(done.stdout)
+    path, shape, backends, reason = json.loads(done.stdout)
     assert Path(path).is_relative_to(tmp_path)
     assert shape == [3, 8]
     assert backends["reference"] is None
-    assert "MOE_KERNELS_NATIVE=off" in backends["cpu"]
+    assert backends["cpu"] is not None
+    assert reason == "MOE_KERNELS_NATIVE=off when the package was installed"
 
 
 @pytest.mark.parametrize(

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# The codes of csrc/common/view.h.
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3, torch.bool: 4}
-_BUILD_RECORD = Path(__file__).resolve().parents[2] / "_build.json"
-
-
-def build_reason() -> str:
-    """Say why the module was not built, as the installation recorded it."""
-    try:
-        reason = json.loads(_BUILD_RECORD.read_text())["cuda"]["reason"]
-    except (OSError, ValueError, KeyError, TypeError):
-        reason = None
-    return reason or "there is no record of a build; install the package with pip"
+from moe_kernels.build_record import reason_not_built
+from moe_kernels.native import DTYPE_CODES
 
 
 @functools.cache
@@ -45,7 +33,7 @@ def module_problem() -> str | None:
     try:
         module()
     except ModuleNotFoundError:
-        return f"moe_kernels._cuda is not built: {build_reason()}"
+        return f"moe_kernels._cuda is not built: {reason_not_built('cuda')}"
     except ImportError as error:
         return f"moe_kernels._cuda does not load: {error}"
     return None
