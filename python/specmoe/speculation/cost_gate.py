@@ -5,11 +5,14 @@ With a window of C seconds of compute until the next layer asks, and L seconds t
 
 - if the expert is wanted (probability p), the part of the load that lies inside the window is time saved:
   min(L, max(0, C - j*L));
-- if it is not, the part that lies beyond the window holds the lane when the next layer's own misses arrive:
-  min(L, max(0, (j+1)*L - C)).
+- if it is not, the part that lies beyond the window is in the way of the next layer's own misses:
+  min(L, max(0, (j+1)*L - C)), times m, how often a layer misses at all.
 
 A load is taken while p * saved > (1 - p) * lost, likeliest first. All of them together must save more than the
 prediction itself costs; where they have not, the predictor is asked only now and then, to see whether that changed.
+
+A predictor is calibrated over all experts, but only those that are not resident are candidates, and they come true
+less often: the cache already holds the easy ones. So p is corrected by how often candidates came true so far.
 A wrong load's slot is the first to be evicted (the cache sees to that), so it is priced at nothing.
 """
 
@@ -19,6 +22,8 @@ from collections.abc import Sequence
 
 # Weight of the newest measurement in the running averages: about the last 20.
 NEWEST = 0.05
+# Fewer outcomes than this say nothing about a predictor yet.
+ENOUGH = 20
 # While off, one layer in this many is predicted all the same.
 PROBE_EVERY = 16
 
@@ -47,6 +52,10 @@ class CostGate:
         self.load = RunningMean()
         self.predict = RunningMean()
         self.saved = RunningMean()
+        self.misses = RunningMean()
+        self._expected = RunningMean()
+        self._came_true = RunningMean()
+        self._outcomes = 0
         self._skipped = 0
 
     def record_compute(self, seconds: float) -> None:
@@ -60,6 +69,24 @@ class CostGate:
     def record_predict(self, seconds: float) -> None:
         """Note the time that one prediction took."""
         self.predict.add(seconds)
+
+    def record_demand(self, missed: bool) -> None:
+        """Note whether a layer had to load anything on demand."""
+        self.misses.add(float(missed))
+
+    def record_outcomes(self, outcomes: Sequence[tuple[float, bool]]) -> None:
+        """Note, for candidates that were not resident, the probability they were given and whether they were used."""
+        for p, used in outcomes:
+            self._expected.add(p)
+            self._came_true.add(float(used))
+        self._outcomes += len(outcomes)
+
+    @property
+    def trust(self) -> float:
+        """What a candidate's probability is multiplied with: how often candidates came true for what was expected."""
+        if self._outcomes < ENOUGH or not self._expected.value or self._came_true.value is None:
+            return 1.0
+        return self._came_true.value / self._expected.value
 
     def worth_predicting(self) -> bool:
         """Whether to ask the predictor at all for the coming layer."""
@@ -84,10 +111,13 @@ class CostGate:
         window, load = self.compute.value, self.load.value
         chosen: list[tuple[int, float]] = []
         saved = 0.0
-        for expert, p in candidates:
+        misses = 1.0 if self.misses.value is None else self.misses.value
+        trust = self.trust
+        for expert, claimed in candidates:
+            p = min(1.0, claimed * trust)
             begin = len(chosen) * load
             gain = p * min(load, max(0.0, window - begin))
-            loss = (1.0 - p) * min(load, max(0.0, begin + load - window))
+            loss = (1.0 - p) * misses * min(load, max(0.0, begin + load - window))
             if gain <= loss:
                 break
             chosen.append((expert, p))

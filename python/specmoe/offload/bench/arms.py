@@ -20,6 +20,7 @@ class Arm:
         gated: whether guesses are priced.
         keep: whether experts are cached between uses.
         resident: everything is in memory; nothing is loaded.
+        once: one round tells enough: it takes longest, and varies least.
     """
 
     name: str
@@ -27,10 +28,11 @@ class Arm:
     gated: bool = True
     keep: bool = True
     resident: bool = False
+    once: bool = False
 
 
 RESIDENT = Arm("all resident", resident=True)
-NO_CACHE = Arm("no cache", keep=False)
+NO_CACHE = Arm("no cache", keep=False, once=True)
 LRU_ARM = Arm("LRU")
 PREDICTED = Arm("predicted", guess="predicted")
 UNGATED = Arm("predicted, ungated", guess="predicted", gated=False)
@@ -87,11 +89,34 @@ class ArmResult:
 
 
 def interleaved(arms: Sequence[Arm], rounds: int) -> Iterator[tuple[int, Arm]]:
-    """Yield (round, arm), every round with all arms, each time beginning with another one."""
+    """Yield (round, arm), each round beginning with another arm; arms that run once are in the first alone."""
     for number in range(rounds):
         shift = number % len(arms)
         for arm in [*arms[shift:], *arms[:shift]]:
-            yield number, arm
+            if number == 0 or not arm.once:
+                yield number, arm
+
+
+class CacheMeter:
+    """Finds out how many of the bytes that a run loaded came from the page cache instead of the disk.
+
+    Direct reads go past it. For others it is the bytes loaded less those that the system says were read from storage
+    for this process since the meter was made.
+
+    Args:
+        mode: how the store is read, as `DirectFile.mode` says it.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self._direct = mode == "direct"
+        self._before = storage_bytes()
+
+    def served(self, loaded: int) -> int | None:
+        """Return the bytes of `loaded` that never came from storage; None where that cannot be known."""
+        if self._direct:
+            return 0
+        after = storage_bytes()
+        return None if self._before is None or after is None else max(0, loaded - (after - self._before))
 
 
 def storage_bytes() -> int | None:
@@ -101,8 +126,3 @@ def storage_bytes() -> int | None:
     except OSError:
         return None
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("read_bytes:"))
-
-
-def served_by_cache(loaded: int, before: int | None, after: int | None) -> int | None:
-    """Return how many of the loaded bytes never came from storage."""
-    return None if before is None or after is None else max(0, loaded - (after - before))

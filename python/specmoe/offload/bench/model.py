@@ -14,7 +14,7 @@ from specmoe.speculation import Oracle
 from ..engine import Offload, record_routes
 from ..stats import TransferStats
 from ..store import drop_cached_pages
-from .arms import ARMS, Arm, ArmResult, interleaved, served_by_cache, storage_bytes
+from .arms import ARMS, Arm, ArmResult, CacheMeter, interleaved
 
 
 def generate(model: Any, prompt: Tensor, new_tokens: int) -> tuple[Tensor, Tensor]:
@@ -71,11 +71,11 @@ def run_model_arms(
             engine.configure(guess, gated=arm.gated, keep=arm.keep)
             if engine.store.file.mode != "direct":
                 drop_cached_pages(engine.store.path)
-        before, begin = storage_bytes(), time.perf_counter()
+        meter, begin = CacheMeter(engine.store.file.mode), time.perf_counter()
         ids, logits = generate(resident if arm.resident else offloaded, prompts[number], new_tokens)
         seconds = time.perf_counter() - begin
         stats = TransferStats() if arm.resident else engine.tier.settle()
-        cached = served_by_cache(stats.loads * engine.store.layout.blob_bytes, before, storage_bytes())
+        cached = meter.served(stats.loads * engine.store.layout.blob_bytes)
         equal = torch.equal(ids, expected[number][0]) and torch.equal(logits, expected[number][1])
         results[arm.name].add(new_tokens, seconds, stats, equal, cached)
     return list(results.values())

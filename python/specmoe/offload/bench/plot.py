@@ -29,12 +29,12 @@ def plot_results(results: Sequence[ArmResult], title: str, note: str, path: str 
     rows = range(len(names))
     figure, (speed, stall, read) = plt.subplots(1, 3, figsize=(13, 1.9 + 0.42 * len(names)), sharey=True)
     values = [result.tokens_per_second for result in results]
-    bars = speed.barh(rows, values, color=COLOURS["plain"])
-    speed.bar_label(bars, labels=[f"{v:.1f}" for v in values], padding=3)
-    for row, result in zip(rows, results, strict=True):
+    speed.barh(rows, values, color=COLOURS["plain"])
+    for row, result, value in zip(rows, results, values, strict=True):
         rates = [n / s for n, s in zip(result.tokens, result.seconds, strict=True)]
-        speed.plot(rates, [row] * len(rates), "|", color="black", markersize=9)
-    speed.set_xlabel("tokens per second (median; ticks: rounds)")
+        speed.plot([min(rates), max(rates)], [row, row], "|-", color="black", markersize=8, linewidth=1)
+        speed.annotate(f"{value:.1f}", (max(rates), row), (6, 0), textcoords="offset points", va="center")
+    speed.set_xlabel("tokens per second (median; line: all rounds)")
     speed.set_yticks(list(rows), names)
     speed.invert_yaxis()
 
@@ -49,7 +49,8 @@ def plot_results(results: Sequence[ArmResult], title: str, note: str, path: str 
         read.barh(rows, values, left=left, color=COLOURS[kind], label=label)
         left = [a + b for a, b in zip(left, values, strict=True)]
     read.set_xlabel("read from disk, MiB per token")
-    read.legend(loc="lower right", fontsize="small")
+    # Nothing is read by the first arm, so that its row has room.
+    read.legend(loc="upper right", fontsize="x-small", ncols=3, bbox_to_anchor=(1.0, 1.06), frameon=False)
     for axis in (speed, stall, read):
         axis.margins(x=0.18)
         axis.spines[["top", "right"]].set_visible(False)

@@ -23,7 +23,7 @@ from ..budget import format_bytes
 from ..engine import ExpertPipeline
 from ..store import ExpertKey, ExpertStore, StoreError, build_store, drop_cached_pages
 from ..tiers import HostTier
-from .arms import ARMS, Arm, ArmResult, interleaved, served_by_cache, storage_bytes
+from .arms import ARMS, Arm, ArmResult, CacheMeter, interleaved
 
 # (model, H, I) of published models' experts, gated, smallest first.
 SHAPES = (
@@ -221,11 +221,11 @@ def _measure(
     outputs = torch.empty(len(routes), replay.layers, replay.hidden_size, dtype=DTYPE)
     _drive(replay, tier, pipeline, routes[:warm], x[:warm], outputs[:warm])
     earlier = tier.stats.copy()
-    before, begin = storage_bytes(), time.perf_counter()
+    meter, begin = CacheMeter(tier.store.file.mode), time.perf_counter()
     _drive(replay, tier, pipeline, routes[warm:], x[warm:], outputs[warm:])
     seconds = time.perf_counter() - begin
     stats = tier.settle().since(earlier)
-    cached = served_by_cache(stats.loads * tier.store.layout.blob_bytes, before, storage_bytes())
+    cached = meter.served(stats.loads * tier.store.layout.blob_bytes)
     result.add(len(routes) - warm, seconds, stats, True, cached)
     return outputs
 

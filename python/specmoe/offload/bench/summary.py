@@ -40,15 +40,15 @@ def results_table(results: Sequence[ArmResult], title: str, plain: bool = False)
         stats = result.total
         loaded = stats.demand_bytes + stats.useful_bytes + stats.wasted_bytes
         recall = stats.recall if result.arm.guess is not None else None
-        cells = (
+        cells = [
             f"{1e3 * result.per_token(stats.stall_seconds):.2f}",
             f"{stats.hit_rate:.1%}",
             "-" if recall is None else f"{recall:.1%}",
             format_bytes(result.per_token(loaded)),
             format_bytes(result.per_token(stats.wasted_bytes)) if result.arm.guess else "-",
-        )
+        ]
         if result.arm.resident:
-            cells = ("-",) * len(cells)
+            cells = ["-"] * len(cells)
         equal = "yes" if result.equal else "NO"
         table.add_row(result.arm.name, f"{result.tokens_per_second:.2f}", *cells, equal)
     return table
@@ -94,7 +94,7 @@ def interpret(results: Sequence[ArmResult]) -> str:
     best = speedups(results, ORACLE.name, LRU_ARM.name)
     if best is not None:
         sentence += (
-            f"; knowing the next layer's experts exactly would have given {statistics.median(best) - 1:+.1%}, and hiding "
-            f"all of the stall at most {base_stall / compute if compute else 0:+.1%}"
+            f"; knowing the next layer's experts exactly would have given {statistics.median(best) - 1:+.1%}, and "
+            f"hiding all of the stall at most {base_stall / compute if compute else 0:+.1%}"
         )
     return sentence + "."

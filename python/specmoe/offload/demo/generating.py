@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..bench import ARMS, run_model_arms
 from ..budget import format_bytes, parse_bytes
@@ -50,16 +54,28 @@ def demo_generating(prompt: str | None, tokens: int, memory: str, keep: bool, pl
                 f"experts: {len(store.layout.blobs)} of {format_bytes(store.layout.blob_bytes)}, "
                 f"{format_bytes(needed)} in all; memory for {tier.slots} of them ({format_bytes(tier.pool.nbytes)})"
             )
-            with screen.progress(len(prompts) * len(ARMS), "generating") as step:
+            with one_thread(), screen.progress(len(prompts) * len(ARMS), "generating") as step:
                 results = run_model_arms(resident, offloaded, engine, prompts, tokens, progress=step)
         sample = resident.generate(prompts[0], max_new_tokens=tokens, do_sample=False)
         screen.say(f"the model writes: {tokenizer.decode(sample[0])!r}")
-        title = f"{len(prompts)} prompts, {tokens} tokens each; memory for {tier.slots} of {len(store.layout.blobs)} experts"
+        experts = len(store.layout.blobs)
+        title = f"{len(prompts)} prompts, {tokens} tokens each, 1 thread; memory for {tier.slots} of {experts} experts"
         screen.report(results, title, store.file.mode, plot)
     finally:
         store.close()
         if not keep:
             store.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: a model this small gains nothing from more, and the readers need a core too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _model_store(model: Any, path: Path, screen: Screen) -> ExpertStore:

@@ -95,14 +95,17 @@ def _routes(trace: Path | None, folder: Path, screen: Screen) -> tuple[RouteTrac
 
 
 def _affordable(seconds_per_token: float) -> int:
-    """Return how many tokens a round may have, given the slowest arm's seconds per token.
+    """Return how many tokens a round may have, given the seconds per token of the arm without a cache.
 
-    All arms together take about three times what the slowest, without a cache, takes.
+    That one runs in one round; the others together take about twice as long, in every round.
     """
-    return min(max(int(SECONDS / (3 * ROUNDS * seconds_per_token)), 3 * WARM_TOKENS), 256)
+    return min(max(int(SECONDS / ((1 + 2 * ROUNDS) * seconds_per_token)), 3 * WARM_TOKENS), 256)
 
 
 def _rounds(held_out: RouteTrace, tokens: int) -> list[np.ndarray]:
-    """Cut the held-out sequences, laid end to end, into rounds of equal length."""
-    tokens = max(1, min(tokens, len(held_out.experts) // ROUNDS))
-    return [held_out.experts[i * tokens : (i + 1) * tokens] for i in range(ROUNDS)]
+    """Return rounds of equal length; each begins with another held-out sequence and goes on with the next ones."""
+    rounds = []
+    for number in range(ROUNDS):
+        begin = int(held_out.starts[number * len(held_out) // ROUNDS])
+        rounds.append(np.roll(held_out.experts, -begin, axis=0)[:tokens])
+    return rounds

@@ -28,10 +28,10 @@ SETTINGS: dict[str, Any] = {
     "top_k": 2,
     "block_size": 128,
     "batch_size": 16,
-    "steps": 300,
-    "warmup_steps": 30,
+    "steps": 250,
+    "warmup_steps": 25,
     "learning_rate": 3e-3,
-    "eval_every": 300,
+    "eval_every": 250,
     "log_every": 50,
     "sample_tokens": 0,
     "device": "cpu",
@@ -65,8 +65,10 @@ def load_model(model_dir: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import specmoe.transformer  # noqa: F401  (registers the architecture)
+    from specmoe.training.run_state import quiet_progress_bars
 
-    return AutoModelForCausalLM.from_pretrained(model_dir).eval(), AutoTokenizer.from_pretrained(model_dir)
+    with quiet_progress_bars():
+        return AutoModelForCausalLM.from_pretrained(model_dir).eval(), AutoTokenizer.from_pretrained(model_dir)
 
 
 @torch.no_grad()

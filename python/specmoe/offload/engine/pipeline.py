@@ -52,6 +52,7 @@ class ExpertPipeline:
         self.residual: Tensor | None = None
         self._ready_at: float | None = None
         self._loads, self._read_seconds = 0, 0.0
+        self._guessed: tuple[int, list[tuple[int, float]]] = (-1, [])
 
     def acquire(self, layer: int, wanted: Sequence[int], experts: np.ndarray | None, last: bool = True) -> list[int]:
         """Get a layer's experts into slots and start guesses for the next layer.
@@ -69,7 +70,7 @@ class ExpertPipeline:
         now = time.perf_counter()
         if self._ready_at is not None and experts is not None:
             self.gate.record_compute(now - self._ready_at)
-        self.tier.demand(keys)
+        self.gate.record_demand(self.tier.demand(keys) > 0)
         try:
             if last:
                 self.tier.retire(layer)
@@ -99,9 +100,13 @@ class ExpertPipeline:
         if stats.loads > self._loads:
             self.gate.record_load((stats.read_seconds - self._read_seconds) / (stats.loads - self._loads))
         self._loads, self._read_seconds = stats.loads, stats.read_seconds
-        # The residual stream is passed on only now: a predictor then need not remember whose it was.
+        layer_guessed, candidates = self._guessed
+        if layer_guessed == layer and candidates:
+            used = set(experts.reshape(-1).tolist())
+            self.gate.record_outcomes([(p, expert in used) for expert, p in candidates])
+            self._guessed = (-1, [])
         predictor.observe(Observation(layer, experts, self.residual))
-        self.residual = None
+        self.residual = None  # It was this layer's alone.
         if not self.gate.worth_predicting():
             stats.predict_seconds += time.perf_counter() - begin
             return
@@ -109,6 +114,7 @@ class ExpertPipeline:
         chances = predictor.predict(target)
         if chances is not None:
             candidates = self._candidates(target, chances)
+            self._guessed = (target, candidates)
             self.tier.speculate((ExpertKey(target, e), p) for e, p in self.gate.choose(candidates))
         seconds = time.perf_counter() - begin
         stats.predict_seconds += seconds

@@ -93,14 +93,19 @@ class HostTier:
         with self._changed:
             return np.fromiter((ExpertKey(layer, e) in self._entries for e in range(num_experts)), bool, num_experts)
 
-    def demand(self, keys: Sequence[ExpertKey]) -> None:
-        """Ask for experts, and hold them until `release`; distinct keys, at most as many as there are slots."""
+    def demand(self, keys: Sequence[ExpertKey]) -> int:
+        """Ask for experts, and hold them until `release`; distinct keys, at most as many as there are slots.
+
+        Returns:
+            How many of them have to be loaded now.
+        """
         if len(keys) > self.pool.count:
             raise ValueError(f"demand: keys: expected at most {self.pool.count} experts, got {len(keys)}")
         with self._changed:
             self._require_open()
             stats = self.stats
             stats.requests += len(keys)
+            missed = stats.misses
             for key in keys:
                 self._pins[key] = self._pins.get(key, 0) + 1
                 self._failed.pop(key, None)
@@ -120,6 +125,7 @@ class HostTier:
                     entry.guess = False
                     stats.useful_bytes += self.pool.blob_bytes
             self._changed.notify_all()
+            return stats.misses - missed
 
     def wait(self, keys: Sequence[ExpertKey]) -> list[int]:
         """Wait until demanded experts are there; return their slots.
