@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,12 +72,12 @@ def load_routes(path: str | Path) -> RouteTrace:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"trace: no file at {path}")
+    names = ("experts", "trace_start", "num_experts")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {
-                name: archive[name] for name in ("experts", "trace_start", "num_experts") if name in archive.files
-            }
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
+            arrays = {name: archive[name] for name in names if name in archive.files}
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        # What NumPy raises for a file of another kind, or a damaged one, depends on which bytes are wrong.
         raise ValueError(f"trace: {path}: expected a NumPy .npz file, got one that cannot be read ({error})") from error
     missing = [name for name in ("experts", "trace_start") if name not in arrays]
     if missing:
