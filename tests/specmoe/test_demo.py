@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from specmoe.cli.app import app
 from specmoe.offload import ExpertStore
@@ -31,16 +32,20 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture
-def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `specmoe demo` in an empty folder, with a cache folder of its own."""
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Yield a function that runs `specmoe demo` in an empty folder, with a cache folder of its own."""
     monkeypatch.delenv("SPECMOE_DEBUG", raising=False)
     monkeypatch.delenv("MOE_DATA_DIR", raising=False)
     monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
+    # Setting it here keeps the command from setting it for the tests that follow.
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     small = {"hidden_size": 16, "num_heads": 2, "num_layers": 2, "expert_size": 24, "num_experts": 6, "block_size": 64}
     quick = {"batch_size": 4, "steps": 3, "warmup_steps": 1, "eval_every": 3}
     monkeypatch.setattr(subject, "SETTINGS", {**subject.SETTINGS, **small, **quick})
     monkeypatch.setattr(subject, "TRACE_WINDOWS", 6)
     monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -48,7 +53,14 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             app(["demo", *map(str, arguments)])
         return Outcome(int(end.value.code or 0), *capsys.readouterr())
 
-    return run
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache folder that tests share which need a trained model, but not its making."""
+    return tmp_path_factory.mktemp("shared-cache")
 
 
 @pytest.fixture
@@ -96,9 +108,12 @@ def test_demo_trains_runs_every_arm_and_reuses_model_and_store(demo: Run, tmp_pa
     assert "specmoe-demo.png" not in second.out
 
 
-def test_demo_writes_a_damaged_store_again(demo: Run, tmp_path: Path) -> None:
+def test_demo_writes_a_damaged_store_again(
+    demo: Run, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPECMOE_CACHE", str(trained))
     assert demo("--tokens", 4, "--prompt", "The ").code == 0
-    (store,) = tmp_path.glob("cache/demo-*/experts.store")
+    (store,) = trained.glob("demo-*/experts.store")
     with store.open("r+b") as file:
         file.seek(-100, os.SEEK_END)
         file.write(b"x")
@@ -108,9 +123,10 @@ def test_demo_writes_a_damaged_store_again(demo: Run, tmp_path: Path) -> None:
     ExpertStore.open(store, verify="all").close()
 
 
-def test_demo_without_keeping_removes_the_store(demo: Run, tmp_path: Path) -> None:
+def test_demo_without_keeping_removes_the_store(demo: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECMOE_CACHE", str(trained))
     assert demo("--tokens", 4, "--no-keep").code == 0
-    assert not list(tmp_path.glob("cache/**/*.store")) and not list(tmp_path.glob("cache/**/*.tmp"))
+    assert not list(trained.glob("**/*.store")) and not list(trained.glob("**/*.tmp"))
 
 
 def test_replay_of_a_given_trace(demo: Run, trace: Path, tmp_path: Path) -> None:
@@ -135,7 +151,10 @@ def test_replay_takes_the_trace_of_the_data_folder(
     assert outcome.code == 0 and "routes of GPT-OSS-20B" in outcome.out
 
 
-def test_replay_records_its_own_trace_without_one(demo: Run, tmp_path: Path) -> None:
+def test_replay_records_its_own_trace_without_one(
+    demo: Run, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPECMOE_CACHE", str(trained))
     outcome = demo("--replay", "--size", "120MiB", "--tokens", 4, "--memory", "60%", "--no-keep")
     check_report(outcome, tmp_path / "specmoe-demo.png")
     assert "routes of the demo's own model" in outcome.out
@@ -195,7 +214,8 @@ def test_memory_below_one_token(demo: Run, trace: Path) -> None:
     assert outcome.code == 2 and "memory: expected at least 18.0 MiB" in outcome.err
 
 
-def test_prompt_of_unknown_characters(demo: Run) -> None:
+def test_prompt_of_unknown_characters(demo: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECMOE_CACHE", str(trained))
     outcome = demo("--prompt", "\u4e2d\u6587", "--tokens", 4)
     assert outcome.code == 2 and "--prompt: expected characters of the model's vocabulary" in outcome.err
 
