@@ -76,6 +76,19 @@ def test_widths(size, backend, dtype):
     check(expert_inputs(17, 4, 2, size, size + 1), backend, dtype)
 
 
+# Sizes of small models: whole tiles, several blocks of the sum over k, groups of more rows than one tile has.
+@pytest.mark.parametrize("H,I", [(128, 256), (192, 384), (256, 128), (320, 640)])
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
+@pytest.mark.parametrize("T", [5, 300])
+def test_model_sizes(T, H, I, gated, backend, dtype):
+    check(expert_inputs(T, 8, 2, H, I, gated=gated), backend, dtype)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["row-major", "transposed"])
+def test_one_wide_expert(transposed, backend, dtype):
+    check(expert_inputs(130, 2, 1, 520, 1100, transposed=transposed), backend, dtype, transposed=transposed)
+
+
 def test_every_slot_a_sentinel(backend, dtype):
     inputs = expert_inputs(5, 4, 2, H, I)
     inputs = inputs._replace(indices=torch.full_like(inputs.indices, 4))

@@ -46,7 +46,7 @@ def test_grouped_mm(T, E, K, backend, dtype, options):
     check(T, E, K, backend, dtype, options)
 
 
-def check(T, E, K, backend, dtype, options, routing="sentinels"):
+def check(T, E, K, backend, dtype, options, routing="sentinels", H=H, O=O):
     torch.manual_seed(0)
     plan = route(random_indices(T, E, K, routing), E, backend="reference")
     N = T * K
@@ -90,6 +90,13 @@ def check(T, E, K, backend, dtype, options, routing="sentinels"):
 @pytest.mark.parametrize("routing", ["skewed", "single", "uniform"])
 def test_uneven_groups(routing, backend, dtype):
     check(63, 8, 2, backend, dtype, OPTIONS["everything"], routing)
+
+
+@pytest.mark.parametrize("size", [(128, 256), (256, 128), (320, 640), (520, 1100)], ids=lambda s: f"H{s[0]}-O{s[1]}")
+@pytest.mark.parametrize("transposed", [False, True], ids=["row-major", "transposed"])
+def test_model_sizes(size, transposed, backend, dtype):
+    for T in (5, 300):
+        check(T, 8, 2, backend, dtype, {"transposed": transposed, "gather": True}, "uniform", *size)
 
 
 def test_rows_beyond_the_plan_are_never_read(backend, dtype):
