@@ -55,11 +55,10 @@ class Reporter:
 
     def training(self, step: int, steps: int, values: dict[str, float]) -> None:
         """Reports a line of the history: on the bar where there is one, else as text."""
-        text = (
-            f"loss {values['loss']:.4f}  cross-entropy {values['cross_entropy']:.4f}  "
-            f"balance {values['load_balance']:.3f}  {values['tokens_per_second']:,.0f} tokens/s"
-        )
+        speed = f"{values['tokens_per_second']:,.0f} tokens/s"
         if self.bar is not None:
-            self.bar.update(self.task, description=text)
+            # Short: the bar, the step and two times share an 80-column line with it.
+            self.bar.update(self.task, description=f"loss {values['loss']:.3f} {speed}")
         else:
-            self.line(f"step {step}/{steps}  {text}")
+            terms = f"cross-entropy {values['cross_entropy']:.4f}  balance {values['load_balance']:.3f}"
+            self.line(f"step {step}/{steps}  loss {values['loss']:.4f}  {terms}  {speed}")

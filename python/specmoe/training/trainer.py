@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback
 
 from .checkpoints import checkpoint_name, prune, publish
-from .errors import TrainingInterrupted
+from .errors import CheckpointError, TrainingInterrupted
 from .evaluate import perplexity
 from .run_state import Surroundings, read_run_state, save_model, write_run_state
 from .settings import TrainSettings
@@ -57,6 +57,16 @@ class SpecMoeTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns 0: nothing reads the estimate, which would walk over every parameter at every step."""
         return 0
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # The head's weights are the embedding's, which are stored once.
+        tied = set(self.network._tied_weights_keys or ())
+        missing = set(load_result.missing_keys) - tied
+        if missing or load_result.unexpected_keys:
+            raise CheckpointError(
+                f"checkpoint: {self.around.resume_from}: expected the model's weights, "
+                f"got none for {sorted(missing)} and unknown {sorted(load_result.unexpected_keys)}"
+            )
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Returns the loss of a batch; its terms are added to the record."""

@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from specmoe.training import CheckpointError, TrainSettings, train
 from specmoe.training import checkpoints as checkpoint_module
@@ -107,6 +108,18 @@ def test_resuming_a_finished_run_gives_its_result_again(make_settings, uninterru
     settings = make_settings()
     train(settings)
     check_equal(resume(settings), settings.output_dir, uninterrupted)
+
+
+def test_a_checkpoint_of_another_model_is_refused(make_settings):
+    settings = make_settings()
+    train(settings)
+    checkpoint = settings.output_dir / "checkpoints" / "checkpoint-12"
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.extra"] = weights.pop("model.norm.weight")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    (checkpoint / "manifest.json").write_text('{"files": {}}')
+    with pytest.raises(CheckpointError, match=r"none for \['model.norm.weight'\] and unknown \['model.extra'\]"):
+        resume(settings)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_over(make_settings, monkeypatch, uninterrupted):
