@@ -93,9 +93,9 @@ def interpret(results: Sequence[ArmResult]) -> str:
     sentence = f"{verdict}: " + ", ".join(reasons)
     best = speedups(results, ORACLE.name, LRU_ARM.name)
     if best is not None:
-        room = base_stall / compute if compute else 0.0
+        gained, room = statistics.median(best) - 1, base_stall / compute if compute else 0.0
         sentence += (
-            f"; knowing the next layer's experts exactly (oracle) gave {statistics.median(best) - 1:+.1%}, and LRU's own "
-            f"stall leaves room for {room:+.1%}"
+            f"; knowing the next layer's experts exactly (oracle) gave {gained:+.1%}, and LRU's own stall leaves room "
+            f"for {room:+.1%}"
         )
     return sentence + "."
