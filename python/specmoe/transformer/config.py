@@ -34,7 +34,7 @@ class SpecMoeConfig(PretrainedConfig):
         max_position_embeddings: the longest context the model was trained for, in tokens.
         dropout: probability for the embeddings, attention weights and both residual branches.
         initializer_range: standard deviation of the initial weights; the projections that write to the residual stream
-            start at `initializer_range / sqrt(2 L)`.
+            start at `initializer_range / sqrt(2 L)`, the final norm's gain at `min(1, 0.02 / initializer_range)`.
         load_balance_weight: weight of the load-balance loss (added).
         z_loss_weight: weight of the router's z-loss (added).
         entropy_weight: weight of the router's entropy (subtracted: a bonus).
@@ -137,6 +137,8 @@ class SpecMoeConfig(PretrainedConfig):
                 raise _error(name, f"one of {', '.join(known)}", getattr(self, name))
         if self.hidden_act == "gpt_oss" and not self.gated_experts:
             raise _error("gated_experts", "True with hidden_act='gpt_oss'", self.gated_experts)
+        if not self.initializer_range > 0.0:
+            raise _error("initializer_range", "a number above 0", self.initializer_range)
         if not 0.0 <= self.dropout < 1.0:
             raise _error("dropout", "a probability in [0, 1)", self.dropout)
         for name in ("load_balance_weight", "z_loss_weight", "entropy_weight"):

@@ -19,12 +19,14 @@ from transformers.utils.generic import can_return_tuple
 from moe_kernels.layer import Experts, Router
 
 from .attention import ResidualLinear, attention_mask_for
-from .blocks import Block, LayerNorm, RouterStatistics, make_norm
+from .blocks import Block, LayerNorm, RMSNorm, RouterStatistics, make_norm
 from .config import SpecMoeConfig
 from .outputs import SpecMoeCausalLMOutput, SpecMoeModelOutput
 from .rotary import rotary_angles
 
 IGNORED_LABEL = -100
+# With embeddings of this standard deviation and a gain of 1 the untrained logits are near zero.
+UNIFORM_GUESS_STD = 0.02
 
 
 class SpecMoePreTrainedModel(PreTrainedModel):
@@ -47,8 +49,8 @@ class SpecMoePreTrainedModel(PreTrainedModel):
         # Only a module that holds parameters itself is initialized: transformers passes over the others.
         if isinstance(module, ResidualLinear):
             init.normal_(module.weight, std=residual_std)
-        elif isinstance(module, LayerNorm):
-            init.ones_(module.weight)
+        elif isinstance(module, (RMSNorm, LayerNorm)):
+            init.constant_(module.weight, module.initial_gain)
         elif isinstance(module, (Router, Experts)):
             for name, parameter in module.named_parameters(recurse=False):
                 if name.endswith("bias"):
@@ -67,7 +69,9 @@ class SpecMoeModel(SpecMoePreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
-        self.norm = make_norm(config)
+        # A tied head turns a large embedding into large logits: an untrained model would insist that each token follows
+        # itself. The gain brings it back to a uniform guess, and is learned like the others.
+        self.norm = make_norm(config, min(1.0, UNIFORM_GUESS_STD / config.initializer_range))
         self.gradient_checkpointing = False
         self.post_init()
 

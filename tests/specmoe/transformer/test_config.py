@@ -23,6 +23,7 @@ from specmoe.transformer import SpecMoeConfig
         ({"dropout": 1.0}, r"dropout: expected a probability in \[0, 1\), got 1.0"),
         ({"z_loss_weight": -0.1}, r"z_loss_weight: expected a number of at least 0, got -0.1"),
         ({"load_balance_weight": float("nan")}, r"load_balance_weight: expected a number of at least 0, got nan"),
+        ({"initializer_range": 0.0}, r"initializer_range: expected a number above 0, got 0.0"),
         ({"shared_intermediate_size": -1}, r"shared_intermediate_size: expected an integer of at least 0, got -1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -167,7 +167,9 @@ def test_hidden_states_are_the_embedding_and_each_block_s_output(make_model, tok
 def test_the_initial_weights_have_the_configured_scale(make_model):
     model = make_model(hidden_size=96, intermediate_size=96, initializer_range=0.1, num_hidden_layers=2)
     for name, parameter in model.named_parameters():
-        if "norm" in name:
+        if name == "model.norm.weight":
+            torch.testing.assert_close(parameter, torch.full_like(parameter, 0.2))
+        elif "norm" in name:
             assert (parameter == 1).all(), name
         else:
             expected = 0.1 / 2 if name.endswith(("o_proj.weight", "down_proj")) else 0.1
