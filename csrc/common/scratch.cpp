@@ -27,9 +27,7 @@ char* allocate(size_t bytes) {
   const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE;
   void* block = nullptr;
   if (posix_memalign(&block, alignment, (bytes + alignment - 1) / alignment * alignment) != 0) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (bytes >= HUGE_PAGE) madvise(block, bytes, MADV_HUGEPAGE);
-#endif
+  prefer_huge_pages(block, bytes);
   return static_cast<char*>(block);
 }
 
@@ -118,6 +116,18 @@ void* Workspace::take_bytes(size_t bytes) {
   void* taken = block_ + used_;
   used_ += bytes;
   return taken;
+}
+
+void prefer_huge_pages(void* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + PAGE - 1) / PAGE * PAGE;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / PAGE * PAGE;
+  // Advice that the kernel does not take changes nothing but the speed.
+  if (end >= begin + HUGE_PAGE) static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
+#else
+  static_cast<void>(data);
+  static_cast<void>(bytes);
+#endif
 }
 
 void* thread_scratch(size_t bytes) {

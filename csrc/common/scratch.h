@@ -37,4 +37,7 @@ class Workspace {
 // Scratch of the running thread for the length of one task: at least `bytes`, aligned to a page.
 void* thread_scratch(size_t bytes);
 
+// Asks the system to back a large fresh output with huge pages, which saves most of the cost of its first touch.
+void prefer_huge_pages(void* data, size_t bytes);
+
 }  // namespace moe

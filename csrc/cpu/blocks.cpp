@@ -25,7 +25,7 @@ TaskScratch::TaskScratch(const Kernels& kernels, int64_t block, int pieces) {
   const int64_t packed_size = DEPTH * pitch;
   // The inner kernel may write up to a whole tile of spare rows.
   const int64_t result_size = (block + kernels.tile_rows) * pitch;
-  const int64_t inner_size = (kernels.product_scratch(block) + 15) / 16 * 16;
+  const int64_t inner_size = (kernels.product_scratch + 15) / 16 * 16;
   const int64_t extra_size = 2 * (BLOCK_ROWS + CHUNK_ROWS);
   const int64_t total = packed_size + pieces * result_size + inner_size + extra_size;
   packed = static_cast<float*>(thread_scratch(static_cast<size_t>(total) * sizeof(float)));
@@ -40,8 +40,11 @@ void block_product(const Kernels& kernels, TaskScratch& scratch, const Operand* 
   const int64_t pitch = chunk.pitch;
   if (depth == 0)
     for (int p = 0; p < pieces; ++p) std::memset(scratch.result[p], 0, static_cast<size_t>(rows * pitch) * sizeof(float));
-  for (int64_t k = 0; k < depth; k += DEPTH) {
-    const int64_t part = std::min(DEPTH, depth - k);
+  // Few columns take long stretches of a weight's row at once, which memory likes best.
+  const int64_t room = DEPTH * CHUNK_ROWS / std::max<int64_t>(pitch, 1) / RUN * RUN;
+  const int64_t step = chunk.count <= kernels.few_columns ? room : DEPTH;
+  for (int64_t k = 0; k < depth; k += step) {
+    const int64_t part = std::min(step, depth - k);
     const float* b = scratch.packed;
     if (right.packed)
       b = right.packed + chunk.columns_before * depth + k * pitch;

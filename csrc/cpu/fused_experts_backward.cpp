@@ -119,7 +119,7 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   const int32_t* row_token = saved.row_token.as<const int32_t>();
   const int32_t* slot_row = saved.slot_row.as<const int32_t>();
 
-  const Chunks chunks = cut_into_chunks(offsets, shape.count, kern.lanes);
+  const Chunks chunks = cut_into_chunks(kern, offsets, shape.count);
   const Slices slices(N, shape.hidden, kern.lanes);
   const int64_t partials = (shape.inner + PARTIAL - 1) / PARTIAL * N;
   Workspace workspace(Workspace::padded<float>(chunks.columns * shape.wide) +

@@ -11,7 +11,7 @@ void grouped_mm(const GroupedArguments& a, const TensorView* base, const TensorV
   const int64_t rows_out = a.slot_row ? a.slot_row->shape[0] : shape.rows;
   check_float(op, "out", out, {rows_out, shape.outputs});
   if (base) check_float(op, "base", *base, {rows_out, shape.outputs});
-  const Chunks chunks = cut_into_chunks(shape.offsets, shape.experts, kern.lanes);
+  const Chunks chunks = cut_into_chunks(kern, shape.offsets, shape.experts);
   threads = threads_for(threads, shape.time());
 
   // Rows go straight to the output unless they still have to be summed: then by way of float32 slices.

@@ -66,7 +66,7 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   const Kernels& kern = kernels();
   const GroupedShape shape(op, a);
   check_float(op, "grad", grad, {a.slot_row ? a.slot_row->shape[0] : shape.rows, shape.outputs});
-  const Chunks chunks = cut_into_chunks(shape.offsets, shape.experts, kern.lanes);
+  const Chunks chunks = cut_into_chunks(kern, shape.offsets, shape.experts);
   threads = threads_for(threads, shape.time());
 
   // The token whose gradient a row gets; a row that no slot reads gets none.

@@ -43,11 +43,11 @@ struct Chunks {
   int64_t columns = 0;         // sum of all pitches
 };
 
-Chunks cut_into_chunks(const int32_t* offsets, int64_t experts, int64_t lanes);
+Chunks cut_into_chunks(const Kernels& kernels, const int32_t* offsets, int64_t experts);
 
 // Pitch of a buffer with `count` columns: whole vectors, or exactly `count` where a product takes the few-column form.
-inline int64_t pitch_of(int64_t count, int64_t lanes) {
-  return count <= FEW_COLUMNS ? count : (count + lanes - 1) / lanes * lanes;
+inline int64_t pitch_of(const Kernels& kernels, int64_t count) {
+  return count <= kernels.few_columns ? count : (count + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
 }
 
 // Throws unless offsets rise from 0 to at most N, tokens lie in [0, T) and rows in [-1, N).

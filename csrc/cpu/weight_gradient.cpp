@@ -17,6 +17,7 @@ struct GradientTask {
 void weight_gradient(const Kernels& kern, const Chunks& chunks, const float* left, int64_t features, const Rows& rows,
                      int64_t columns, const TensorView& out, bool across, int threads) {
   const int64_t experts = static_cast<int64_t>(chunks.begin.size()) - 1, item = item_size(out.dtype);
+  prefer_huge_pages(out.data, static_cast<size_t>(out.numel() * item));
   std::vector<GradientTask> tasks;
   for (int64_t e = 0; e < experts; ++e) {
     if (chunks.begin[e] == chunks.begin[e + 1]) {
@@ -35,17 +36,21 @@ void weight_gradient(const Kernels& kern, const Chunks& chunks, const float* lef
       return;
     }
     const int64_t height = std::min(BLOCK_ROWS, features - task.row);
-    const int64_t width = std::min(BLOCK_COLUMNS, columns - task.column), pitch = pitch_of(width, kern.lanes);
+    const int64_t width = std::min(BLOCK_COLUMNS, columns - task.column), pitch = pitch_of(kern, width);
     TaskScratch scratch(kern, BLOCK_ROWS, 1);
-    float* sum = scratch.result[0];
+    // Whole tiles of float32 are summed in place.
+    const bool in_place = !across && out.dtype == DType::f32 && width % kern.lanes == 0 && height % kern.tile_rows == 0;
+    const int64_t sum_pitch = in_place ? columns : pitch;
+    float* sum = in_place ? reinterpret_cast<float*>(expert) + task.row * columns + task.column : scratch.result[0];
     for (int32_t c = chunks.begin[task.expert]; c < chunks.begin[task.expert + 1]; ++c) {
       const Chunk& chunk = chunks.list[c];
       kern.gather(scratch.packed, pitch, rows.from(chunk.first), chunk.count, task.column, width, pitch);
       const float* block = left + chunk.columns_before * features + task.row * chunk.pitch;
       const Operand operand{reinterpret_cast<const char*>(block), DType::f32, chunk.pitch, 1};
-      kern.product(sum, pitch, operand, height, chunk.count, scratch.packed, pitch, width,
+      kern.product(sum, sum_pitch, operand, height, chunk.count, scratch.packed, pitch, width,
                    c > chunks.begin[task.expert], scratch.inner);
     }
+    if (in_place) return;
     if (across) {
       kern.scatter_transposed(expert + (task.column * features + task.row) * item, out.dtype, features, sum, pitch,
                               width, height);

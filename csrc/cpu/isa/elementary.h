@@ -45,6 +45,17 @@ MOE_INLINE Sigmoid sigmoid_pair(Vec x) {
   return {negative ? small : large, negative ? large : small};
 }
 
+// What x · x loses by rounding.
+MOE_INLINE Vec square_error(Vec x, Vec square) {
+#if defined(MOE_ISA_SCALAR)
+  // Dekker's product: halves short enough that their products are exact.
+  const Vec high = reinterpret_cast<Vec>(reinterpret_cast<VecU>(x) & 0xfffff000u), low = x - high;
+  return ((high * high - square) + splat(2.0f) * high * low) + low * low;
+#else
+  return fma(x, x, -square);
+#endif
+}
+
 // Distribution and density of the standard normal.
 struct Normal {
   Vec cdf;
@@ -56,7 +67,7 @@ struct Normal {
 // tail keeps its digits.
 MOE_INLINE Normal normal(Vec x) {
   const Vec square = x * x;
-  const Vec rest = fma(x, x, -square);
+  const Vec rest = square_error(x, square);
   const Vec gauss = exp(square * splat(-0.5f));
   const Vec tail = fma(gauss, rest * splat(-0.5f), gauss);
   const Vec z = reinterpret_cast<Vec>(reinterpret_cast<VecU>(x) & 0x7fffffff) * splat(0.70710678f);

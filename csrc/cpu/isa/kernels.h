@@ -14,12 +14,10 @@ namespace moe {
 // A product sums runs of RUN terms from zero in order of k, and adds the runs in order. Short runs keep the rounding
 // error of long sums small; this length keeps it below that of the usual float32 matrix products.
 constexpr int64_t RUN = 64;
-// Terms that one call of a product covers at most: what of the activations stays in the cache between weight rows.
+// Terms that one call of a product covers at most, but for few columns: what of the activations stays in the cache
+// between two weight rows.
 constexpr int64_t DEPTH = 256;
 static_assert(DEPTH % RUN == 0, "runs may not depend on how a sum is cut into calls");
-// Up to this many columns a product runs with the vector along the weight's rows instead of along the tokens.
-constexpr int64_t FEW_COLUMNS = 4;
-
 // The left operand of a product: element (m, k) lies at base + m * row_stride + k * col_stride, one stride being 1.
 struct Operand {
   const char* base = nullptr;
@@ -66,12 +64,13 @@ struct Kernels {
   const char* name;
   int64_t lanes;      // floats in a vector
   int64_t tile_rows;  // rows of the left operand that one register tile covers
-  // Floats of scratch that `product` needs for a left operand of `rows` rows.
-  int64_t (*product_scratch)(int64_t rows);
+  // Up to so many columns a product runs with its vectors along the weight's rows instead of along the columns.
+  int64_t few_columns;
+  int64_t product_scratch;  // floats of scratch that `product` needs
 
-  // c[m][n] (+)= Σ_k a(m, k) · b[k][n] for depth <= DEPTH. c has ldc >= columns; with more than FEW_COLUMNS columns, ldb
-  // and ldc are multiples of `lanes`, the columns up to the next multiple exist in b and c, and c has space for rows up
-  // to the next multiple of tile_rows.
+  // c[m][n] (+)= Σ_k a(m, k) · b[k][n], for depth <= DEPTH, or any depth with few columns. ldb and ldc are at least
+  // `columns`. With more than few_columns columns they are multiples of `lanes`, the columns up to the next multiple
+  // exist in b and c, and c has space for rows up to the next multiple of tile_rows.
   void (*product)(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, int64_t ldb,
                   int64_t columns, bool accumulate, float* scratch);
 

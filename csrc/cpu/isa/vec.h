@@ -80,6 +80,10 @@ MOE_INLINE void store_first(float* p, Vec v, int64_t count) {
 
 MOE_INLINE Vec widen_bf16(VecH bits) { return reinterpret_cast<Vec>(__builtin_convertvector(bits, VecU) << 16); }
 
+// The two bfloat16 of each 32-bit lane, the first in memory being the low one.
+MOE_INLINE Vec low_bf16(Vec pair) { return reinterpret_cast<Vec>(reinterpret_cast<VecU>(pair) << 16); }
+MOE_INLINE Vec high_bf16(Vec pair) { return reinterpret_cast<Vec>(reinterpret_cast<VecU>(pair) & 0xffff0000u); }
+
 // To nearest, ties to even; a NaN stays one.
 MOE_INLINE VecH narrow_bf16(Vec v) {
   const VecU bits = reinterpret_cast<VecU>(v);
