@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # A layer may import those after it, never those before.
 LAYERS = (
     ("specmoe.cli",),
+    ("specmoe.demo",),
     ("specmoe.experts", "specmoe.routing"),
     ("specmoe.training",),
     ("specmoe.offload",),

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from specmoe.cli.app import app
+from specmoe.demo import subject
 from specmoe.offload import ExpertStore
 from specmoe.offload.bench import ARMS
-from specmoe.offload.demo import subject
 from specmoe.speculation import RouteTrace, save_routes
 
 ARM_NAMES = [arm.name for arm in ARMS]

@@ -40,17 +40,18 @@ def demo(
 
     The first run trains a small model, which takes about a minute. Nothing is downloaded.
     """
-    _check(replay, prompt, trace, size, memory, output)
     # Threads that wait should sleep: spinning ones take the cores from the reader threads and from other programs. With
     # two cores shared by seven busy processes a training step of 16 x 128 tokens took 0.9 s in place of 2.7.
+    # Torch reads this when it is loaded, which is on the next line.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _check(replay, prompt, trace, size, memory, output)
     try:
         if replay:
-            from ..offload.demo.replaying import demo_replaying
+            from ..demo.replaying import demo_replaying
 
             demo_replaying(trace, size, memory, tokens, keep, output)
         else:
-            from ..offload.demo.generating import demo_generating
+            from ..demo.generating import demo_generating
 
             demo_generating(prompt, tokens or DEFAULT_TOKENS, memory, keep, output)
     except OSError as error:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from ..bench import ARMS, run_model_arms
-from ..budget import format_bytes, parse_bytes
-from ..engine import build_model_store, moe_blocks, offload, require_same_weights
-from ..locations import cache_dir
-from ..store import ExpertStore, StoreError
+from specmoe.offload.bench import ARMS, run_model_arms
+from specmoe.offload.budget import format_bytes, parse_bytes
+from specmoe.offload.engine import build_model_store, moe_blocks, offload, require_same_weights
+from specmoe.offload.locations import cache_dir
+from specmoe.offload.store import ExpertStore, StoreError
+
 from .screen import Screen
 from .subject import load_model, trained_model
 

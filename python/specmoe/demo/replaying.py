@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from specmoe.offload.bench import replay_store, run_replay_arms, shape_for
+from specmoe.offload.bench.replay import WARM_TOKENS, arms_that_fit, seconds_per_load
+from specmoe.offload.budget import format_bytes, parse_bytes
+from specmoe.offload.engine import slots_within
+from specmoe.offload.locations import cache_dir
 from specmoe.speculation import RouteTrace, load_routes
 
-from ..bench import replay_store, run_replay_arms, shape_for
-from ..bench.replay import WARM_TOKENS, arms_that_fit, seconds_per_load
-from ..budget import format_bytes, parse_bytes
-from ..engine import slots_within
-from ..locations import cache_dir
 from .screen import Screen
 from .subject import recorded_trace, trained_model
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from specmoe.offload.engine import record_routes
 from specmoe.speculation import RouteTrace, load_routes, save_routes
 from specmoe.training import CheckpointError, TrainSettings, train
-
-from ..engine import record_routes
 
 # More experts than the training preset has, so that a cache has something to choose from.
 SETTINGS: dict[str, Any] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..bench import ArmResult, interpret, plot_results, results_table
-from ..budget import format_bytes
+from specmoe.offload.bench import ArmResult, interpret, plot_results, results_table
+from specmoe.offload.budget import format_bytes
 
 PLAIN_WIDTH = 120
 
