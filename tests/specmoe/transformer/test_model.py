@@ -213,4 +213,5 @@ def test_ids_and_embeddings_exclude_each_other(make_model, tokens):
 
 def test_only_the_kept_positions_get_logits(make_model, tokens):
     model = make_model()
-    assert torch.equal(model(tokens, logits_to_keep=2).logits, model(tokens).logits[:, -2:])
+    # Close, not equal: torch's matmul may sum in another order for another number of rows.
+    torch.testing.assert_close(model(tokens, logits_to_keep=2).logits, model(tokens).logits[:, -2:])
