@@ -42,13 +42,13 @@ class RankCalibration:
         """
         if scores.ndim != 2 or scores.shape[0] == 0:
             raise ValueError(f"probabilities: scores: expected shape (T >= 1, E), got {scores.shape}")
-        order = np.argsort(-scores, axis=1, kind="stable")
-        ranks = np.empty_like(order)
-        np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
+        # The rank of an expert is its place in the order: the inverse of the sorting permutation.
+        ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
         self._ranks[layer] = ranks
         by_rank = self._hits[layer] / self._seen[layer]
-        by_token = by_rank[ranks]
-        return by_token[0] if len(by_token) == 1 else 1.0 - np.prod(1.0 - by_token, axis=0)
+        if len(ranks) == 1:
+            return by_rank[ranks[0]]
+        return 1.0 - np.prod(1.0 - by_rank[ranks], axis=0)
 
     def learn(self, layer: int, experts: np.ndarray) -> None:
         """Count which ranks came true.
@@ -62,5 +62,5 @@ class RankCalibration:
             return
         E = ranks.shape[1]
         tokens, slots = np.nonzero(experts < E)
-        self._hits[layer] += np.bincount(ranks[tokens, experts[tokens, slots]], minlength=E)
+        np.add.at(self._hits[layer], ranks[tokens, experts[tokens, slots]], 1.0)
         self._seen[layer] += len(experts)

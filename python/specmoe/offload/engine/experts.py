@@ -61,8 +61,12 @@ class OffloadedExperts(nn.Module):
 
     def _run(self, pipeline: ExpertPipeline, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         experts = indices.numpy()
-        resident = self.tier.resident_experts(self.layer, self.num_experts)
-        groups = plan_groups(experts, self.num_experts, self.tier.slots, resident)
+        groups = plan_groups(
+            experts,
+            self.num_experts,
+            self.tier.slots,
+            lambda: self.tier.resident_experts(self.layer, self.num_experts),
+        )
         out = None if len(groups) == 1 else torch.empty_like(x)
         for number, (tokens, wanted) in enumerate(groups):
             last = number == len(groups) - 1

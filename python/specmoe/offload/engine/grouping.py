@@ -8,6 +8,7 @@ Letters: T tokens, E experts, K experts per token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,9 @@ class TokenGroup(NamedTuple):
     experts: list[int]
 
 
-def plan_groups(experts: np.ndarray, num_experts: int, slots: int, resident: np.ndarray) -> list[TokenGroup]:
+def plan_groups(
+    experts: np.ndarray, num_experts: int, slots: int, resident: Callable[[], np.ndarray]
+) -> list[TokenGroup]:
     """Split a pass into groups of at most `slots` experts each.
 
     Greedy: a group begins with what is resident, and takes whichever token adds the fewest experts.
@@ -29,8 +32,10 @@ def plan_groups(experts: np.ndarray, num_experts: int, slots: int, resident: np.
         experts: (T, K) ids; ids of E or more are "none".
         num_experts: E.
         slots: at least K.
-        resident: (E) bool, experts that need not be loaded.
+        resident: returns (E) bool, experts that need not be loaded; asked only if there is more than one group.
     """
+    if len(experts) == 1:
+        return [TokenGroup(None, sorted({e for e in experts[0].tolist() if e < num_experts}))]
     needs = np.zeros((len(experts), num_experts + 1), dtype=bool)
     np.put_along_axis(needs, np.minimum(experts, num_experts).astype(np.int64), True, axis=1)
     needs = needs[:, :num_experts]
@@ -39,7 +44,7 @@ def plan_groups(experts: np.ndarray, num_experts: int, slots: int, resident: np.
         return [TokenGroup(None, union.tolist())]
     left = np.arange(len(experts))
     groups = []
-    start = resident.copy()
+    start = resident()
     while len(left):
         have = np.zeros(num_experts, dtype=bool)
         taken = np.zeros(len(left), dtype=bool)

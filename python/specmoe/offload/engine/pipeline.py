@@ -122,9 +122,6 @@ class ExpertPipeline:
 
     def _candidates(self, layer: int, chances: np.ndarray) -> list[tuple[int, float]]:
         count = self.ahead if self.ahead is not None else math.ceil(float(chances.sum()) - 1e-6)
-        order = np.argsort(-chances, kind="stable")[:count]
-        return [
-            (int(e), float(chances[e]))
-            for e in order
-            if chances[e] >= LEAST_PROBABILITY and not self.tier.resident(ExpertKey(layer, int(e)))
-        ]
+        order = np.argsort(-chances, kind="stable")[:count].tolist()
+        keys = [ExpertKey(layer, e) for e in order if chances[e] >= LEAST_PROBABILITY]
+        return [(key.expert, float(chances[key.expert])) for key in self.tier.absent(keys)]

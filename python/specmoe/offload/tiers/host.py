@@ -63,9 +63,13 @@ class HostTier:
         self.pool = SlotPool(store.layout, slots)
         self.keep = keep
         self.stats = TransferStats()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # Lanes wait for the one, layers for the other: a single condition would wake everybody for everything.
+        self._work = threading.Condition(self._lock)
+        self._done = threading.Condition(self._lock)
         self._policy = LRU() if policy is None else policy
         self._entries: dict[ExpertKey, _Entry] = {}
+        self._guesses: set[ExpertKey] = set()
         self._free = list(range(slots))[::-1]
         self._pins: dict[ExpertKey, int] = {}
         self._failed: dict[ExpertKey, StoreError] = {}
@@ -85,12 +89,17 @@ class HostTier:
 
     def resident(self, key: ExpertKey) -> bool:
         """Whether the expert is there, or on its way."""
-        with self._changed:
+        with self._lock:
             return key in self._entries
+
+    def absent(self, keys: Iterable[ExpertKey]) -> list[ExpertKey]:
+        """Return those that are neither there nor on their way."""
+        with self._lock:
+            return [key for key in keys if key not in self._entries]
 
     def resident_experts(self, layer: int, num_experts: int) -> np.ndarray:
         """Return (E,) bool: which experts of a layer are there, or on their way."""
-        with self._changed:
+        with self._lock:
             return np.fromiter((ExpertKey(layer, e) in self._entries for e in range(num_experts)), bool, num_experts)
 
     def demand(self, keys: Sequence[ExpertKey]) -> int:
@@ -101,7 +110,7 @@ class HostTier:
         """
         if len(keys) > self.pool.count:
             raise ValueError(f"demand: keys: expected at most {self.pool.count} experts, got {len(keys)}")
-        with self._changed:
+        with self._lock:
             self._require_open()
             stats = self.stats
             stats.requests += len(keys)
@@ -123,9 +132,11 @@ class HostTier:
                     stats.late_bytes += self.pool.blob_bytes if entry.guess else 0
                 if entry.guess:
                     entry.guess = False
+                    self._guesses.discard(key)
                     stats.useful_bytes += self.pool.blob_bytes
-            self._changed.notify_all()
-            return stats.misses - missed
+            missed = stats.misses - missed
+            self._work.notify(missed)
+            return missed
 
     def wait(self, keys: Sequence[ExpertKey]) -> list[int]:
         """Wait until demanded experts are there; return their slots.
@@ -133,13 +144,14 @@ class HostTier:
         Raises:
             StoreError: an expert could not be read; the message names it.
         """
-        with self._changed:
-            begin = time.perf_counter()
-            try:
-                while not self._all_ready(keys):
-                    self._changed.wait()
-            finally:
-                self.stats.stall_seconds += time.perf_counter() - begin
+        with self._lock:
+            if not self._all_ready(keys):
+                begin = time.perf_counter()
+                try:
+                    while not self._all_ready(keys):
+                        self._done.wait()
+                finally:
+                    self.stats.stall_seconds += time.perf_counter() - begin
             return [self._entries[key].slot for key in keys]
 
     def _all_ready(self, keys: Sequence[ExpertKey]) -> bool:
@@ -154,7 +166,7 @@ class HostTier:
 
     def release(self, keys: Iterable[ExpertKey]) -> None:
         """Let demanded experts go: they may be evicted from now on."""
-        with self._changed:
+        with self._lock:
             for key in keys:
                 self._pins[key] -= 1
                 if self._pins[key]:
@@ -164,22 +176,23 @@ class HostTier:
                 entry = self._entries.get(key)
                 if not self.keep and entry is not None and entry.ready:
                     self._evict(key)
-            self._changed.notify_all()
+            self._offer_slots()
 
     def speculate(self, guesses: Iterable[tuple[ExpertKey, float]]) -> None:
         """Queue guesses, each with its probability of use; those resident or queued already are skipped."""
-        with self._changed:
+        with self._lock:
             self._require_open()
+            added = 0
             for key, probability in guesses:
                 if key not in self._entries:
-                    self._queue.put(key, demand=False, probability=probability)
-            self._changed.notify_all()
+                    added += self._queue.put(key, demand=False, probability=probability)
+            self._work.notify(added)
 
     def retire(self, layer: int) -> None:
         """Note that a layer has got its experts: guesses for it that are still open or unused were wrong."""
-        with self._changed:
+        with self._lock:
             self.stats.cancelled += self._queue.cancel_where(lambda key: key.layer == layer)
-            for key in [k for k, e in self._entries.items() if e.guess and k.layer == layer]:
+            for key in [k for k in self._guesses if k.layer == layer]:
                 if self._entries[key].ready:
                     self._policy.demote(key)
                 else:
@@ -187,12 +200,12 @@ class HostTier:
 
     def reset(self, *, keep: bool | None = None) -> None:
         """Empty the cache and zero the counts; whatever is being read is waited for."""
-        with self._changed:
+        with self._lock:
             if self._pins:
                 raise RuntimeError("reset: some experts are in use")
             self._queue.clear()
             while self._reading:
-                self._changed.wait()
+                self._done.wait()
             for key in list(self._entries):
                 self._evict(key)
             self.keep = self.keep if keep is None else keep
@@ -201,22 +214,23 @@ class HostTier:
 
     def settle(self) -> TransferStats:
         """Drop what is queued, wait for what is being read, and count unused guesses as wasted; return the counts."""
-        with self._changed:
+        with self._lock:
             self.stats.cancelled += self._queue.cancel_where(lambda _: True)
             while self._reading:
-                self._changed.wait()
-            for entry in self._entries.values():
-                if entry.guess:
-                    entry.guess = False
-                    self.stats.wasted_bytes += self.pool.blob_bytes
+                self._done.wait()
+            for key in self._guesses:
+                self._entries[key].guess = False
+                self.stats.wasted_bytes += self.pool.blob_bytes
+            self._guesses.clear()
             return self.stats.copy()
 
     def close(self) -> None:
         """Stop the lanes; the reads under way are finished first. May be called twice."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._queue.clear()
-            self._changed.notify_all()
+            self._work.notify_all()
+            self._done.notify_all()
         for lane in self._lanes:
             lane.join()
 
@@ -232,12 +246,12 @@ class HostTier:
 
     def _lane(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 started = self._start()
                 while started is None:
                     if self._closed:
                         return
-                    self._changed.wait()
+                    self._work.wait()
                     started = self._start()
             request, slot = started
             failure: StoreError | None = None
@@ -249,7 +263,7 @@ class HostTier:
             except Exception as error:
                 # A lane that died would leave its layer waiting for ever: whatever went wrong is the waiter's to raise.
                 failure = StoreError(f"store {self.store.path}: {request.key} cannot be read: {error!r}")
-            with self._changed:
+            with self._lock:
                 self._finish(request, slot, failure, retries)
 
     def _start(self) -> tuple[Request, int] | None:
@@ -269,6 +283,7 @@ class HostTier:
         stats = self.stats
         stats.peak_bytes = max(stats.peak_bytes, (self.pool.count - len(self._free)) * self.pool.blob_bytes)
         if not request.demand:
+            self._guesses.add(request.key)
             stats.speculative_loads += 1
             self._guesses_reading += 1
         if not self._reading:
@@ -287,6 +302,7 @@ class HostTier:
         stats.retried_reads += retries
         if failure is not None:
             del self._entries[request.key]
+            self._guesses.discard(request.key)
             self._free.append(slot)
             # A guess that failed is dropped: if the expert is wanted, its demand tries again and reports.
             if request.key in self._pins:
@@ -299,7 +315,13 @@ class HostTier:
                 self._policy.demote(request.key)
             if not self.keep and not entry.guess and request.key not in self._pins:
                 self._evict(request.key)
-        self._changed.notify_all()
+        self._offer_slots()
+        self._done.notify_all()
+
+    def _offer_slots(self) -> None:
+        """Wake the lanes if requests wait, maybe for a slot."""
+        if len(self._queue):
+            self._work.notify_all()
 
     def _victim(self) -> ExpertKey | None:
         return next((key for key in self._policy.order() if key not in self._pins), None)
@@ -309,4 +331,5 @@ class HostTier:
         self._policy.remove(key)
         self._free.append(entry.slot)
         if entry.guess:
+            self._guesses.discard(key)
             self.stats.wasted_bytes += self.pool.blob_bytes
