@@ -78,7 +78,7 @@ class TrainSettings:
     block_size: int = 128
     batch_size: int = 16
 
-    steps: int = 1600
+    steps: int = 1400
     learning_rate: float = 4e-3
     warmup_steps: int = 100
     weight_decay: float = 0.1
@@ -88,7 +88,7 @@ class TrainSettings:
     z_loss_weight: float = 0.001
     entropy_weight: float = 0.0
 
-    eval_every: int = 400
+    eval_every: int = 350
     save_every: int = 0
     keep_checkpoints: int = 2
     log_every: int = 25
