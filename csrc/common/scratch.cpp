@@ -10,7 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
-#include <vector>
+#include <string>
 
 #include "error.h"
 
@@ -19,9 +19,9 @@ namespace {
 
 constexpr size_t PAGE = 4096;
 constexpr size_t HUGE_PAGE = size_t{2} << 20;
-// Blocks above this go back to the system at once: keeping them would hold memory that few calls ever need.
-constexpr size_t LARGEST_KEPT = size_t{512} << 20;
-constexpr size_t MOST_KEPT = 4;
+// What the free list holds at most; the rest goes back to the system at once.
+constexpr size_t BYTES_KEPT = size_t{512} << 20;
+constexpr size_t BLOCKS_KEPT = 8;
 
 char* allocate(size_t bytes) {
   const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE;
@@ -38,7 +38,9 @@ struct Block {
 
 struct FreeList {
   std::mutex mutex;
-  std::vector<Block> blocks;
+  Block blocks[BLOCKS_KEPT];
+  size_t count = 0;
+  size_t bytes = 0;
 };
 
 // Never destroyed, so that a call in flight at interpreter exit finds it. A fork could copy it while its mutex is
@@ -73,21 +75,17 @@ Workspace::Workspace(size_t bytes) {
   {
     std::lock_guard<std::mutex> lock(list.mutex);
     // The smallest block that is large enough; failing that, the largest one makes room for its successor.
-    auto chosen = list.blocks.end();
-    for (auto block = list.blocks.begin(); block != list.blocks.end(); ++block) {
-      if (chosen == list.blocks.end()) {
-        chosen = block;
-        continue;
-      }
-      const bool fits = block->capacity >= bytes, chosen_fits = chosen->capacity >= bytes;
-      if (fits ? (!chosen_fits || block->capacity < chosen->capacity)
-               : (!chosen_fits && block->capacity > chosen->capacity))
-        chosen = block;
+    size_t chosen = list.count;
+    for (size_t i = 0; i < list.count; ++i) {
+      const size_t have = list.blocks[i].capacity, best = chosen < list.count ? list.blocks[chosen].capacity : 0;
+      if (chosen == list.count || (have >= bytes ? best < bytes || have < best : best < bytes && have > best))
+        chosen = i;
     }
-    if (chosen != list.blocks.end()) {
-      block_ = chosen->data;
-      capacity_ = chosen->capacity;
-      list.blocks.erase(chosen);
+    if (chosen < list.count) {
+      block_ = list.blocks[chosen].data;
+      capacity_ = list.blocks[chosen].capacity;
+      list.bytes -= capacity_;
+      list.blocks[chosen] = list.blocks[--list.count];
     }
   }
   if (capacity_ < bytes) {
@@ -100,11 +98,12 @@ Workspace::Workspace(size_t bytes) {
 
 Workspace::~Workspace() {
   if (!block_) return;
-  if (capacity_ <= LARGEST_KEPT) {
-    FreeList& list = free_list();
+  FreeList& list = free_list();
+  {
     std::lock_guard<std::mutex> lock(list.mutex);
-    if (list.blocks.size() < MOST_KEPT) {
-      list.blocks.push_back({block_, capacity_});
+    if (list.count < BLOCKS_KEPT && list.bytes + capacity_ <= BYTES_KEPT) {
+      list.blocks[list.count++] = {block_, capacity_};
+      list.bytes += capacity_;
       return;
     }
   }

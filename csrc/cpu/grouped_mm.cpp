@@ -38,9 +38,7 @@ void grouped_mm(const GroupedArguments& a, const TensorView* base, const TensorV
   for (int64_t first = 0; first < shape.outputs; first += slices.width) {
     const int64_t count = std::min(slices.width, shape.outputs - first);
     const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, kern.lanes, threads);
-    if (summed)
-      std::memset(y + shape.valid_rows * count, 0,
-                  static_cast<size_t>((shape.rows - shape.valid_rows) * count) * sizeof(float));
+    if (summed) shape.zero_unowned(y, count);
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
       const Task task = tasks[index];
       const Chunk& chunk = chunks.list[task.chunk];

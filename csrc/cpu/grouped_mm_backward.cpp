@@ -35,6 +35,7 @@ void input_gradient(const Kernels& kern, const GroupedShape& shape, const Chunks
   for (int64_t first = 0; first < shape.inputs; first += slices.width) {
     const int64_t count = std::min(slices.width, shape.inputs - first);
     const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, kern.lanes, threads);
+    shape.zero_unowned(y, count);
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
       const Task task = tasks[index];
       const Chunk& chunk = chunks.list[task.chunk];

@@ -27,7 +27,6 @@ struct GroupedShape {
     if (a.row_scale) check_type(op, "row_scale", *a.row_scale, DType::f32, {rows});
     if (a.slot_row) {
       check_type(op, "slot_row", *a.slot_row, DType::i32, {-1, -1});
-      // A row that no expert owns is zero, but its slot would read what was never written.
       check_slot_row(op, *a.slot_row, rows);
     }
   }
@@ -36,6 +35,11 @@ struct GroupedShape {
     const double size = static_cast<double>(inputs) * static_cast<double>(outputs);
     return product_time(size * static_cast<double>(std::min<int64_t>(experts, valid_rows)),
                         size * static_cast<double>(valid_rows));
+  }
+
+  // Rows of y (N, count) that no expert writes, and that a slot may still read.
+  void zero_unowned(float* y, int64_t count) const {
+    std::memset(y + valid_rows * count, 0, static_cast<size_t>((rows - valid_rows) * count) * sizeof(float));
   }
 
   Weight w;
