@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from specmoe.offload.bench import ARMS, run_model_arms
+from specmoe.offload.bench import ARMS, count_runs, run_model_arms
 from specmoe.offload.budget import format_bytes, parse_bytes
 from specmoe.offload.engine import build_model_store, moe_blocks, offload, require_same_weights
 from specmoe.offload.locations import cache_dir
@@ -55,7 +55,7 @@ def demo_generating(prompt: str | None, tokens: int, memory: str, keep: bool, pl
                 f"experts: {len(store.layout.blobs)} of {format_bytes(store.layout.blob_bytes)}, "
                 f"{format_bytes(needed)} in all; memory for {tier.slots} of them ({format_bytes(tier.pool.nbytes)})"
             )
-            with one_thread(), screen.progress(len(prompts) * len(ARMS), "generating") as step:
+            with one_thread(), screen.progress(count_runs(ARMS, len(prompts)), "generating") as step:
                 results = run_model_arms(resident, offloaded, engine, prompts, tokens, progress=step)
         sample = resident.generate(prompts[0], max_new_tokens=tokens, do_sample=False)
         screen.say(f"the model writes: {tokenizer.decode(sample[0])!r}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from specmoe.offload.bench import replay_store, run_replay_arms, shape_for
+from specmoe.offload.bench import count_runs, replay_store, run_replay_arms, shape_for
 from specmoe.offload.bench.replay import WARM_TOKENS, arms_that_fit, seconds_per_load
 from specmoe.offload.budget import format_bytes, parse_bytes
 from specmoe.offload.engine import slots_within
@@ -72,7 +72,7 @@ def demo_replaying(trace: Path | None, size: str, memory: str, tokens: int | Non
         arms = arms_that_fit(store)
         if not arms[0].resident:
             screen.say("all resident: left out, since the experts do not fit into the free memory")
-        with screen.progress(len(rounds) * len(arms), "replaying") as step:
+        with screen.progress(count_runs(arms, len(rounds)), "replaying") as step:
             results = run_replay_arms(plan, store, slots, known, rounds, arms=arms, progress=step)
         title = (
             f"{name}: {plan.layers} layers, {plan.top_k} of {plan.num_experts} experts of {plan.model}'s size; "

@@ -46,7 +46,8 @@ class Screen:
 
     def report(self, results: Sequence[ArmResult], title: str, mode: str, plot: Path) -> None:
         """Print the table, where the bytes came from, what the numbers say, and draw the plot."""
-        self._out.print(results_table(results, title, self.plain), soft_wrap=False)
+        self.say(f"\n{title}")
+        self._out.print(results_table(results, self.plain), soft_wrap=False)
         cached = [result.cached_bytes for result in results if not result.arm.resident]
         if mode == "direct":
             source = "Every read went past the page cache (O_DIRECT)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .arms import ARMS, Arm, ArmResult
+from .arms import ARMS, Arm, ArmResult, count_runs
 from .model import run_model_arms
 from .plot import plot_results
 from .replay import Replay, replay_store, run_replay_arms, shape_for
@@ -12,6 +12,7 @@ __all__ = [
     "ARMS",
     "Arm",
     "ArmResult",
+    "count_runs",
     "Replay",
     "interpret",
     "plot_results",

@@ -97,6 +97,11 @@ def interleaved(arms: Sequence[Arm], rounds: int) -> Iterator[tuple[int, Arm]]:
                 yield number, arm
 
 
+def count_runs(arms: Sequence[Arm], rounds: int) -> int:
+    """Return how many runs `interleaved` yields."""
+    return sum(1 if arm.once else rounds for arm in arms)
+
+
 class CacheMeter:
     """Finds out how many of the bytes that a run loaded came from the page cache instead of the disk.
 

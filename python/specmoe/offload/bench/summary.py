@@ -14,15 +14,14 @@ from .arms import LRU_ARM, ORACLE, PREDICTED, ArmResult
 NOTICEABLE = 0.01
 
 
-def results_table(results: Sequence[ArmResult], title: str, plain: bool = False) -> Table:
+def results_table(results: Sequence[ArmResult], plain: bool = False) -> Table:
     """Return the table of all arms.
 
     Args:
         results: one for each arm.
-        title: what was run.
         plain: without frames, for a file or a pipe.
     """
-    table = Table(title=title, title_justify="left", show_edge=not plain)
+    table = Table(show_edge=not plain)
     if plain:
         table.box = None
     table.add_column("arm", no_wrap=True)
