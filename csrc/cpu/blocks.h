@@ -46,13 +46,13 @@ struct Task {
   int32_t count;
 };
 
-// Fewer threads where there is too little to do: waking one costs some microseconds.
+// Fewer threads where there is too little to do: a parked one takes tens of microseconds to wake.
 inline int threads_for(int threads, double nanoseconds) {
-  return static_cast<int>(std::min<double>(threads, 1.0 + nanoseconds / 15000.0));
+  return static_cast<int>(std::min<double>(threads, 1.0 + nanoseconds / 30000.0));
 }
 
 // Expected time of reading `weights` elements once and of `products` multiply-adds, on one thread.
-inline double product_time(double weights, double products) { return weights / 4.0 + products / 30.0; }
+inline double product_time(double weights, double products) { return weights / 7.0 + products / 40.0; }
 
 // All (chunk, block) pairs with the chunks of one weight block side by side. `quantum` divides every block but the last.
 std::vector<Task> cut_into_tasks(const Chunks& chunks, int64_t rows, int64_t largest, int64_t quantum, int threads);
