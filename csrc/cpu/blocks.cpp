@@ -20,38 +20,43 @@ std::vector<Task> cut_into_tasks(const Chunks& chunks, int64_t rows, int64_t lar
   return tasks;
 }
 
-TaskScratch::TaskScratch(const Kernels& kernels, int64_t block, int pieces) {
+namespace {
+
+// What a task packs at a time, in words: a quarter of a second-level cache.
+constexpr int64_t PACKED = 64 * 1024;
+static_assert(PACKED >= DEPTH * (CHUNK_ROWS + 16), "the widest chunk fits");
+
+}  // namespace
+
+TaskScratch::TaskScratch(const Kernels& kernels, const Form& form, int64_t block, int pieces) {
   const int64_t pitch = CHUNK_ROWS + kernels.lanes;
-  const int64_t packed_size = DEPTH * pitch;
   // The inner kernel may write up to a whole tile of spare rows.
-  const int64_t result_size = (block + kernels.tile_rows) * pitch;
-  const int64_t inner_size = (kernels.product_scratch + 15) / 16 * 16;
+  const int64_t result_size = (block + form.tile_rows) * pitch;
+  const int64_t inner_size = (form.scratch + 15) / 16 * 16;
   const int64_t extra_size = 2 * (BLOCK_ROWS + CHUNK_ROWS);
-  const int64_t total = packed_size + pieces * result_size + inner_size + extra_size;
+  const int64_t total = PACKED + pieces * result_size + inner_size + extra_size;
   packed = static_cast<float*>(thread_scratch(static_cast<size_t>(total) * sizeof(float)));
-  result[0] = packed + packed_size;
-  result[1] = pieces > 1 ? result[0] + result_size : nullptr;
-  inner = packed + packed_size + pieces * result_size;
+  for (int p = 0; p < PIECES; ++p) result[p] = p < pieces ? packed + PACKED + p * result_size : nullptr;
+  inner = packed + PACKED + pieces * result_size;
   extra = inner + inner_size;
 }
 
-void block_product(const Kernels& kernels, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows,
-                   int64_t depth, const Chunk& chunk, const Right& right) {
+void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows, int64_t depth,
+                   const Chunk& chunk, const Right& right) {
   const int64_t pitch = chunk.pitch;
   if (depth == 0)
     for (int p = 0; p < pieces; ++p) std::memset(scratch.result[p], 0, static_cast<size_t>(rows * pitch) * sizeof(float));
   // Few columns take long stretches of a weight's row at once, which memory likes best.
-  const int64_t room = DEPTH * CHUNK_ROWS / std::max<int64_t>(pitch, 1) / RUN * RUN;
-  const int64_t step = chunk.count <= kernels.few_columns ? room : DEPTH;
+  const int64_t step = std::max<int64_t>(PACKED / std::max<int64_t>(pitch, 1) / DEPTH, 1) * DEPTH * form.unit;
   for (int64_t k = 0; k < depth; k += step) {
     const int64_t part = std::min(step, depth - k);
     const float* b = scratch.packed;
     if (right.packed)
-      b = right.packed + chunk.columns_before * depth + k * pitch;
+      b = right.packed + chunk.columns_before * form.words(depth) + k / form.unit * pitch;
     else
-      kernels.gather_transposed(scratch.packed, pitch, right.rows->from(chunk.first), chunk.count, k, part);
+      form.pack_columns(scratch.packed, pitch, right.rows->from(chunk.first), chunk.count, k, part);
     for (int p = 0; p < pieces; ++p)
-      kernels.product(scratch.result[p], pitch, a[p].at(0, k), rows, part, b, pitch, chunk.count, k > 0, scratch.inner);
+      form.product(scratch.result[p], pitch, a[p].at(0, k), rows, part, b, pitch, chunk.count, k > 0, scratch.inner);
   }
 }
 

@@ -31,7 +31,7 @@ struct Weight {
   Operand backward(int64_t expert) const { return {view->row(expert), view->dtype, column_stride(), row_stride()}; }
 };
 
-// The right operand of a chunk's product: rows to be gathered, or a chunk-wise packed tensor [feature][pitch].
+// The right operand of a chunk's product: rows to be gathered, or a chunk-wise packed tensor [word][pitch].
 struct Right {
   const Rows* rows = nullptr;
   const float* packed = nullptr;
@@ -59,16 +59,17 @@ std::vector<Task> cut_into_tasks(const Chunks& chunks, int64_t rows, int64_t lar
 
 // Scratch of one task: packed activations, results of `pieces` blocks, and what the inner kernel needs.
 struct TaskScratch {
-  TaskScratch(const Kernels& kernels, int64_t block, int pieces);
+  static constexpr int PIECES = 4;
+  TaskScratch(const Kernels& kernels, const Form& form, int64_t block, int pieces);
 
   float* packed;
-  float* result[2];
+  float* result[PIECES];
   float* inner;
   float* extra;  // 2 · (BLOCK_ROWS + CHUNK_ROWS) floats for the epilogue's own use
 };
 
 // result[p][m][n] = Σ_k a[p](m, k) · right(k, n) for m < rows and the chunk's columns n; the pitch is the chunk's.
-void block_product(const Kernels& kernels, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows,
+void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows,
                    int64_t depth, const Chunk& chunk, const Right& right);
 
 // Results per row (N, columns) in float32, made and used in slices of columns so that they stay in the cache.

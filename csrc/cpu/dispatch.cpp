@@ -7,6 +7,9 @@
 
 namespace moe {
 
+#if defined(MOE_KERNELS_HAVE_AVX512BF16)
+extern const Kernels kernels_avx512bf16;
+#endif
 #if defined(MOE_KERNELS_HAVE_AVX512)
 extern const Kernels kernels_avx512;
 #endif
@@ -24,6 +27,9 @@ namespace {
 std::vector<const Kernels*> usable_tables() {
   const CpuFeatures& cpu = cpu_features();
   std::vector<const Kernels*> tables;
+#if defined(MOE_KERNELS_HAVE_AVX512BF16)
+  if (cpu.avx512_bf16 && cpu.avx512_vnni) tables.push_back(&kernels_avx512bf16);
+#endif
 #if defined(MOE_KERNELS_HAVE_AVX512)
   if (cpu.avx512) tables.push_back(&kernels_avx512);
 #endif

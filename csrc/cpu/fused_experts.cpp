@@ -5,8 +5,8 @@
 namespace moe {
 namespace {
 
-// act [chunk][i][row] = activation of the pre-activation, which also goes to `pre` (N, wide) where wanted.
-void up_projection(const Kernels& kern, const ExpertShape& shape, const ExpertWeights& experts, const Rows& x,
+// act [chunk][word of i][row] = activation of the pre-activation, which also goes to `pre` (N, wide) where wanted.
+void up_projection(const Kernels& kern, const Form& form, const ExpertShape& shape, const ExpertWeights& experts, const Rows& x,
                    const Chunks& chunks, float* act, const TensorView* pre, int threads) {
   // Interleaved gate and up rows are one block of twice the rows, separate halves are two blocks.
   const int pieces = shape.gated && !experts.interleaved ? 2 : 1;
@@ -16,11 +16,11 @@ void up_projection(const Kernels& kern, const ExpertShape& shape, const ExpertWe
     const Task task = tasks[index];
     const Chunk& chunk = chunks.list[task.chunk];
     const int64_t pitch = chunk.pitch, height = fold * task.count;
-    TaskScratch scratch(kern, BLOCK_ROWS / pieces, pieces);
+    TaskScratch scratch(kern, form, BLOCK_ROWS / pieces, pieces);
     const int64_t first[2] = {fold * task.first, shape.inner + task.first};
     Operand left[2];
     for (int p = 0; p < pieces; ++p) left[p] = shape.gate_up.forward(chunk.expert).at(first[p], 0);
-    block_product(kern, scratch, left, pieces, height, shape.hidden, chunk, Right::gathered(x));
+    block_product(form, scratch, left, pieces, height, shape.hidden, chunk, Right::gathered(x));
     for (int p = 0; p < pieces; ++p) {
       float* block = scratch.result[p];
       if (experts.gate_up_bias)
@@ -29,29 +29,31 @@ void up_projection(const Kernels& kern, const ExpertShape& shape, const ExpertWe
         kern.scatter_transposed(pre->row(chunk.first) + first[p] * item_size(pre->dtype), pre->dtype, shape.wide,
                                 block, pitch, chunk.count, height);
     }
-    float* to = act + chunk.columns_before * shape.inner + task.first * pitch;
+    float* packed = act + chunk.columns_before * form.words(shape.inner) + task.first / form.unit * pitch;
+    float* to = form.unit == 1 ? packed : scratch.result[0];
     if (!experts.interleaved) {
       kern.activate(experts.activation, to, scratch.result[0], scratch.result[1], task.count * pitch);
-      return;
+    } else {
+      for (int64_t m = 0; m < task.count; ++m) {
+        const float* gate = scratch.result[0] + 2 * m * pitch;
+        kern.activate(experts.activation, to + m * pitch, gate, gate + pitch, pitch);
+      }
     }
-    for (int64_t m = 0; m < task.count; ++m) {
-      const float* gate = scratch.result[0] + 2 * m * pitch;
-      kern.activate(experts.activation, to + m * pitch, gate, gate + pitch, pitch);
-    }
+    if (form.unit > 1) form.pack_block(packed, to, pitch, task.count);
   });
 }
 
 // y (N, slice) = down-projection of act, for the features [first, first + count).
-void down_projection(const Kernels& kern, const ExpertShape& shape, const ExpertWeights& experts,
+void down_projection(const Kernels& kern, const Form& form, const ExpertShape& shape, const ExpertWeights& experts,
                      const Chunks& chunks, const float* act, float* y, int64_t first, int64_t count, int threads) {
   const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, kern.lanes, threads);
   parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
     const Task task = tasks[index];
     const Chunk& chunk = chunks.list[task.chunk];
-    TaskScratch scratch(kern, BLOCK_ROWS, 1);
+    TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
     const int64_t row = first + task.first;
     const Operand left = shape.down.forward(chunk.expert).at(row, 0);
-    block_product(kern, scratch, &left, 1, task.count, shape.inner, chunk, Right::of(act));
+    block_product(form, scratch, &left, 1, task.count, shape.inner, chunk, Right::of(act));
     if (experts.down_bias)
       add_row_bias(kern, scratch.result[0], chunk.pitch, task.count, *experts.down_bias, chunk.expert, row);
     kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
@@ -66,6 +68,7 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
   const char* op = "fused_experts";
   const Kernels& kern = kernels();
   const ExpertShape shape(op, x, experts, indices.shape[1]);
+  const Form& form = kern.form(experts.down.dtype);
   check_type(op, "indices", indices, indices.dtype == DType::i64 ? DType::i64 : DType::i32, {shape.tokens, -1});
   check_type(op, "weights", weights, DType::f32, {shape.tokens, shape.slots});
   check_float(op, "out", out, {shape.tokens, shape.hidden});
@@ -82,12 +85,13 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
   int32_t* row_token = saved ? saved->row_token.as<int32_t>() : own_plan.data() + shape.count + 1;
   int32_t* slot_row = saved ? saved->slot_row.as<int32_t>() : row_token + N;
   route(indices, shape.count, offsets, row_token, slot_row);
-  const Chunks chunks = cut_into_chunks(kern, offsets, shape.count);
+  const Chunks chunks = cut_into_chunks(kern, form, offsets, shape.count);
   if (saved) zero_rows(saved->pre, offsets[shape.count], N, threads);
 
   const Slices slices(N, shape.hidden, kern.lanes);
-  Workspace workspace(Workspace::padded<float>(chunks.columns * shape.inner) + Workspace::padded<float>(slices.floats));
-  float* act = workspace.take<float>(chunks.columns * shape.inner);
+  const int64_t act_words = chunks.columns * form.words(shape.inner);
+  Workspace workspace(Workspace::padded<float>(act_words) + Workspace::padded<float>(slices.floats));
+  float* act = workspace.take<float>(act_words);
   float* y = workspace.take<float>(slices.floats);
 
   double hit = 0.0;
@@ -96,11 +100,11 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
   threads = threads_for(threads, product_time(size * hit, size * static_cast<double>(N)));
 
   const Rows tokens{x.data, x.dtype, shape.hidden, row_token, nullptr};
-  up_projection(kern, shape, experts, tokens, chunks, act, saved ? &saved->pre : nullptr, threads);
+  up_projection(kern, form, shape, experts, tokens, chunks, act, saved ? &saved->pre : nullptr, threads);
   const TokenRows token_rows{slot_row, shape.slots, nullptr, nullptr};
   for (int64_t first = 0; first < shape.hidden; first += slices.width) {
     const int64_t count = std::min(slices.width, shape.hidden - first);
-    down_projection(kern, shape, experts, chunks, act, y, first, count, threads);
+    down_projection(kern, form, shape, experts, chunks, act, y, first, count, threads);
     sum_rows(out.data, out.dtype, shape.hidden, first, count, shape.tokens, reinterpret_cast<const char*>(y),
              DType::f32, count, token_rows, weights.as<const float>(), nullptr, nullptr, threads);
   }

@@ -9,14 +9,17 @@ namespace {
 // Inner features per partial sum of the routing weights' gradient: fixed, so that the order of that sum is.
 constexpr int64_t PARTIAL = 64;
 
-// What the pass back through the activation leaves, chunk-wise packed [feature][row].
+// What the pass back through the activation leaves, chunk-wise, times the routing weight: the pre-activation's gradient
+// as right operand [word of wide][row] and as left operand [wide][row], and the activation as left operand
+// [inner][row]. In float32 the first two are the same.
 struct Inner {
-  float* grad_pre;   // [wide], times the routing weight
-  float* act;        // [inner], times the routing weight
-  float* partial;    // (inner / PARTIAL, N): Σ dA' ∘ A
+  float* grad_right;
+  char* grad_left;
+  char* act_left;
+  float* partial;  // (inner / PARTIAL, N): Σ dA' ∘ A, without the routing weight
 };
 
-void activation_backward(const Kernels& kern, const ExpertShape& shape, const ExpertWeights& experts,
+void activation_backward(const Kernels& kern, const Form& form, const ExpertShape& shape, const ExpertWeights& experts,
                          const Rows& grad, const TensorView& pre, const Chunks& chunks, const float* row_weight,
                          const Inner& inner, int threads) {
   const std::vector<Task> tasks = cut_into_tasks(chunks, shape.inner, PARTIAL, PARTIAL, threads);
@@ -27,21 +30,23 @@ void activation_backward(const Kernels& kern, const ExpertShape& shape, const Ex
     const Task task = tasks[index];
     const Chunk& chunk = chunks.list[task.chunk];
     const int64_t pitch = chunk.pitch, step = interleaved ? 2 * pitch : pitch;
-    TaskScratch scratch(kern, PARTIAL, 1);
+    TaskScratch scratch(kern, form, PARTIAL, 4);
     const Operand left = shape.down.backward(chunk.expert).at(task.first, 0);
-    block_product(kern, scratch, &left, 1, task.count, shape.hidden, chunk, Right::gathered(grad));
+    block_product(form, scratch, &left, 1, task.count, shape.hidden, chunk, Right::gathered(grad));
 
     // The pre-activation is read into the place of its gradient.
-    const int64_t gate_row = interleaved ? 2 * task.first : task.first;
-    float* gate = inner.grad_pre + chunk.columns_before * shape.wide + gate_row * pitch;
+    const int64_t gate_row = interleaved ? 2 * task.first : task.first, up_row = shape.inner + gate_row;
+    const int64_t gate_count = interleaved ? 2 * task.count : task.count;
+    float* gate = scratch.result[2];
     float* up = interleaved ? gate + pitch : nullptr;
     const Rows chunk_pre = pre_rows.from(chunk.first);
-    kern.gather_transposed(gate, pitch, chunk_pre, chunk.count, gate_row, interleaved ? 2 * task.count : task.count);
-    if (shape.gated && !interleaved) {
-      up = gate + shape.inner * pitch;
-      kern.gather_transposed(up, pitch, chunk_pre, chunk.count, shape.inner + gate_row, task.count);
+    kern.gather_transposed(gate, pitch, chunk_pre, chunk.count, gate_row, gate_count);
+    const bool halves = shape.gated && !interleaved;
+    if (halves) {
+      up = scratch.result[3];
+      kern.gather_transposed(up, pitch, chunk_pre, chunk.count, up_row, task.count);
     }
-    float* act = inner.act + chunk.columns_before * shape.inner + task.first * pitch;
+    float* act = scratch.result[1];
     float* grad_act = scratch.result[0];
     float* partial = scratch.extra;
     float* factor = partial + CHUNK_ROWS;
@@ -49,13 +54,22 @@ void activation_backward(const Kernels& kern, const ExpertShape& shape, const Ex
     std::fill(factor, factor + pitch, 0.0f);
     std::copy(row_weight + chunk.first, row_weight + chunk.first + chunk.count, factor);
     for (int64_t m = 0; m < task.count; ++m) {
-      float* up_row = up ? up + m * step : nullptr;
-      kern.activate_backward(experts.activation, act + m * pitch, gate + m * step, up_row, grad_act + m * pitch, pitch);
+      float* up_m = up ? up + m * step : nullptr;
+      kern.activate_backward(experts.activation, act + m * pitch, gate + m * step, up_m, grad_act + m * pitch, pitch);
       kern.add_products(partial, grad_act + m * pitch, act + m * pitch, pitch);
       kern.multiply(act + m * pitch, act + m * pitch, factor, pitch);
       kern.multiply(gate + m * step, gate + m * step, factor, pitch);
-      if (up_row) kern.multiply(up_row, up_row, factor, pitch);
+      if (up_m) kern.multiply(up_m, up_m, factor, pitch);
     }
+    const int64_t before = chunk.columns_before, item = item_size(form.left);
+    const auto put = [&](const float* block, int64_t row, int64_t count) {
+      form.pack_block(inner.grad_right + before * form.words(shape.wide) + row / form.unit * pitch, block, pitch, count);
+      if (form.unit > 1)
+        kern.store(inner.grad_left + (before * shape.wide + row * pitch) * item, form.left, block, count * pitch);
+    };
+    put(gate, gate_row, gate_count);
+    if (halves) put(up, up_row, task.count);
+    kern.store(inner.act_left + (before * shape.inner + task.first * pitch) * item, form.left, act, task.count * pitch);
     std::copy(partial, partial + chunk.count, inner.partial + task.first / PARTIAL * N + chunk.first);
   });
 }
@@ -78,17 +92,17 @@ void weights_gradient(const Kernels& kern, const ExpertShape& shape, const Exper
     out.as<float>()[slot] = slot_row[slot] < 0 ? 0.0f : by_row[slot_row[slot]];
 }
 
-void input_gradient(const Kernels& kern, const ExpertShape& shape, const Chunks& chunks, const float* grad_pre,
-                    const TokenRows& token_rows, float* y, int64_t slice, const TensorView& out, int threads) {
+void input_gradient(const Kernels& kern, const Form& form, const ExpertShape& shape, const Chunks& chunks,
+                    const float* grad_pre, const TokenRows& token_rows, float* y, int64_t slice, const TensorView& out, int threads) {
   for (int64_t first = 0; first < shape.hidden; first += slice) {
     const int64_t count = std::min(slice, shape.hidden - first);
     const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, kern.lanes, threads);
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
       const Task task = tasks[index];
       const Chunk& chunk = chunks.list[task.chunk];
-      TaskScratch scratch(kern, BLOCK_ROWS, 1);
+      TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
       const Operand left = shape.gate_up.backward(chunk.expert).at(first + task.first, 0);
-      block_product(kern, scratch, &left, 1, task.count, shape.wide, chunk, Right::of(grad_pre));
+      block_product(form, scratch, &left, 1, task.count, shape.wide, chunk, Right::of(grad_pre));
       kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
                               scratch.result[0], chunk.pitch, chunk.count, task.count);
     });
@@ -119,14 +133,20 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   const int32_t* row_token = saved.row_token.as<const int32_t>();
   const int32_t* slot_row = saved.slot_row.as<const int32_t>();
 
-  const Chunks chunks = cut_into_chunks(kern, offsets, shape.count);
+  // A word may not hold a gate's last value and an up's first.
+  const Form& form = shape.inner % 2 ? kern.floats : kern.form(experts.down.dtype);
+  const Chunks chunks = cut_into_chunks(kern, form, offsets, shape.count);
   const Slices slices(N, shape.hidden, kern.lanes);
   const int64_t partials = (shape.inner + PARTIAL - 1) / PARTIAL * N;
-  Workspace workspace(Workspace::padded<float>(chunks.columns * shape.wide) +
-                      Workspace::padded<float>(chunks.columns * shape.inner) + Workspace::padded<float>(partials) +
+  const int64_t right_words = chunks.columns * form.words(shape.wide), item = item_size(form.left);
+  const int64_t left_bytes = form.unit == 1 ? 0 : chunks.columns * shape.wide * item;
+  const int64_t act_bytes = chunks.columns * shape.inner * item;
+  Workspace workspace(Workspace::padded<float>(right_words) + Workspace::padded<char>(left_bytes) +
+                      Workspace::padded<char>(act_bytes) + Workspace::padded<float>(partials) +
                       Workspace::padded<float>(slices.floats) + Workspace::padded<float>(N));
-  const Inner inner{workspace.take<float>(chunks.columns * shape.wide),
-                    workspace.take<float>(chunks.columns * shape.inner), workspace.take<float>(partials)};
+  Inner inner{workspace.take<float>(right_words), workspace.take<char>(left_bytes), workspace.take<char>(act_bytes),
+              workspace.take<float>(partials)};
+  if (form.unit == 1) inner.grad_left = reinterpret_cast<char*>(inner.grad_right);
   float* y = workspace.take<float>(slices.floats);
   float* row_weight = workspace.take<float>(N);
   std::fill(row_weight, row_weight + N, 0.0f);
@@ -137,21 +157,21 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   threads = threads_for(threads, product_time(size, size * static_cast<double>(N)));
   const Rows grad_rows{grad.data, grad.dtype, shape.hidden, row_token, nullptr};
   const Rows x_rows{x.data, x.dtype, shape.hidden, row_token, nullptr};
-  activation_backward(kern, shape, experts, grad_rows, saved.pre, chunks, row_weight, inner, threads);
+  activation_backward(kern, form, shape, experts, grad_rows, saved.pre, chunks, row_weight, inner, threads);
   if (gradients.weights)
     weights_gradient(kern, shape, experts, grad_rows, offsets, slot_row, inner.partial, *gradients.weights, threads);
   if (gradients.x)
-    input_gradient(kern, shape, chunks, inner.grad_pre, {slot_row, shape.slots, nullptr, nullptr}, y, slices.width,
+    input_gradient(kern, form, shape, chunks, inner.grad_right, {slot_row, shape.slots, nullptr, nullptr}, y, slices.width,
                    *gradients.x, threads);
   if (gradients.gate_up)
-    weight_gradient(kern, chunks, inner.grad_pre, shape.wide, x_rows, shape.hidden, *gradients.gate_up,
+    weight_gradient(kern, form, chunks, inner.grad_left, shape.wide, x_rows, shape.hidden, *gradients.gate_up,
                     experts.transposed, threads);
   if (gradients.down)
     // down is (H, I) where gate_up is (2I, H): its gradient comes out with rows and columns exchanged.
-    weight_gradient(kern, chunks, inner.act, shape.inner, grad_rows, shape.hidden, *gradients.down,
+    weight_gradient(kern, form, chunks, inner.act_left, shape.inner, grad_rows, shape.hidden, *gradients.down,
                     !experts.transposed, threads);
   if (gradients.gate_up_bias)
-    bias_gradient(kern, chunks, inner.grad_pre, shape.wide, nullptr, *gradients.gate_up_bias, threads);
+    bias_gradient(kern, form, chunks, inner.grad_left, shape.wide, nullptr, *gradients.gate_up_bias, threads);
   if (gradients.down_bias)
     bias_gradient_of_rows(kern, offsets, grad_rows, row_weight, *gradients.down_bias, threads);
 }

@@ -11,7 +11,8 @@ void grouped_mm(const GroupedArguments& a, const TensorView* base, const TensorV
   const int64_t rows_out = a.slot_row ? a.slot_row->shape[0] : shape.rows;
   check_float(op, "out", out, {rows_out, shape.outputs});
   if (base) check_float(op, "base", *base, {rows_out, shape.outputs});
-  const Chunks chunks = cut_into_chunks(kern, shape.offsets, shape.experts);
+  const Form& form = kern.form(a.w.dtype);
+  const Chunks chunks = cut_into_chunks(kern, form, shape.offsets, shape.experts);
   threads = threads_for(threads, shape.time());
 
   // Rows go straight to the output unless they still have to be summed: then by way of float32 slices.
@@ -43,10 +44,10 @@ void grouped_mm(const GroupedArguments& a, const TensorView* base, const TensorV
       const Task task = tasks[index];
       const Chunk& chunk = chunks.list[task.chunk];
       const int64_t pitch = chunk.pitch, row = first + task.first;
-      TaskScratch scratch(kern, BLOCK_ROWS, 1);
+      TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
       float* block = scratch.result[0];
       const Operand left = shape.w.forward(chunk.expert).at(row, 0);
-      block_product(kern, scratch, &left, 1, task.count, shape.inputs, chunk, Right::gathered(x_rows));
+      block_product(form, scratch, &left, 1, task.count, shape.inputs, chunk, Right::gathered(x_rows));
       if (a.bias) add_row_bias(kern, block, pitch, task.count, *a.bias, chunk.expert, row);
       if (a.row_scale) {
         const float* scale = a.row_scale->as<const float>() + chunk.first;

@@ -6,15 +6,28 @@
 namespace moe {
 namespace {
 
-// dy [chunk][o][row]: the gradient of the rows, before row_scale.
-void pack_gradient(const Kernels& kern, const GroupedShape& shape, const Chunks& chunks, const Rows& grad, float* dy,
-                   int threads) {
+// dy: the gradient of the rows, before row_scale, as right operand [chunk][word of o][row] and as left operand
+// [chunk][o][row]. In float32 they are the same.
+struct Gradient {
+  float* right;
+  char* left;
+};
+
+void pack_gradient(const Kernels& kern, const Form& form, const GroupedShape& shape, const Chunks& chunks,
+                   const Rows& grad, const Gradient& dy, int threads) {
   const std::vector<Task> tasks = cut_into_tasks(chunks, shape.outputs, BLOCK_ROWS, kern.lanes, threads);
   parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
     const Task task = tasks[index];
     const Chunk& chunk = chunks.list[task.chunk];
-    kern.gather_transposed(dy + chunk.columns_before * shape.outputs + task.first * chunk.pitch, chunk.pitch,
-                           grad.from(chunk.first), chunk.count, task.first, task.count);
+    const int64_t pitch = chunk.pitch, words = form.words(shape.outputs);
+    const Rows rows = grad.from(chunk.first);
+    form.pack_columns(dy.right + chunk.columns_before * words + task.first / form.unit * pitch, pitch, rows, chunk.count,
+                      task.first, task.count);
+    if (form.unit == 1) return;
+    TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
+    kern.gather_transposed(scratch.result[0], pitch, rows, chunk.count, task.first, task.count);
+    kern.store(dy.left + (chunk.columns_before * shape.outputs + task.first * pitch) * item_size(form.left), form.left,
+               scratch.result[0], task.count * pitch);
   });
 }
 
@@ -27,8 +40,8 @@ struct InputGradient {
 };
 
 // dy · W, row by row in float32 slices: their sums go to grad_x, their products with x to the gradient of row_scale.
-void input_gradient(const Kernels& kern, const GroupedShape& shape, const Chunks& chunks, const float* dy,
-                    const InputGradient& want, int threads) {
+void input_gradient(const Kernels& kern, const Form& form, const GroupedShape& shape, const Chunks& chunks,
+                    const float* dy, const InputGradient& want, int threads) {
   const Slices slices(shape.rows, shape.inputs, kern.lanes);
   Workspace workspace(Workspace::padded<float>(slices.floats));
   float* y = workspace.take<float>(slices.floats);
@@ -39,9 +52,9 @@ void input_gradient(const Kernels& kern, const GroupedShape& shape, const Chunks
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
       const Task task = tasks[index];
       const Chunk& chunk = chunks.list[task.chunk];
-      TaskScratch scratch(kern, BLOCK_ROWS, 1);
+      TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
       const Operand left = shape.w.backward(chunk.expert).at(first + task.first, 0);
-      block_product(kern, scratch, &left, 1, task.count, shape.outputs, chunk, Right::of(dy));
+      block_product(form, scratch, &left, 1, task.count, shape.outputs, chunk, Right::of(dy));
       kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
                               scratch.result[0], chunk.pitch, chunk.count, task.count);
     });
@@ -67,7 +80,8 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   const Kernels& kern = kernels();
   const GroupedShape shape(op, a);
   check_float(op, "grad", grad, {a.slot_row ? a.slot_row->shape[0] : shape.rows, shape.outputs});
-  const Chunks chunks = cut_into_chunks(kern, shape.offsets, shape.experts);
+  const Form& form = kern.form(a.w.dtype);
+  const Chunks chunks = cut_into_chunks(kern, form, shape.offsets, shape.experts);
   threads = threads_for(threads, shape.time());
 
   // The token whose gradient a row gets; a row that no slot reads gets none.
@@ -90,9 +104,12 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   const int32_t* row_token = a.row_token ? a.row_token->as<const int32_t>() : nullptr;
   const Rows x_rows{a.x.data, a.x.dtype, shape.inputs, row_token, nullptr};
 
-  Workspace workspace(Workspace::padded<float>(chunks.columns * shape.outputs));
-  float* dy = workspace.take<float>(chunks.columns * shape.outputs);
-  pack_gradient(kern, shape, chunks, grad_rows, dy, threads);
+  const int64_t right_words = chunks.columns * form.words(shape.outputs);
+  const int64_t left_bytes = form.unit == 1 ? 0 : chunks.columns * shape.outputs * item_size(form.left);
+  Workspace workspace(Workspace::padded<float>(right_words) + Workspace::padded<char>(left_bytes));
+  Gradient dy{workspace.take<float>(right_words), workspace.take<char>(left_bytes)};
+  if (form.unit == 1) dy.left = reinterpret_cast<char*>(dy.right);
+  pack_gradient(kern, form, shape, chunks, grad_rows, dy, threads);
 
   if (grad_x || grad_row_scale) {
     InputGradient want{grad_x, nullptr, scale, &x_rows, {nullptr, 0, nullptr, nullptr}};
@@ -115,14 +132,14 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
           want.row_scale[n] = (grad_rows.scale ? grad_rows.scale[n] : 1.0f) *
                               kern.dot(a.bias->row(e), a.bias->dtype, grad_rows.at(n, 0), grad.dtype, shape.outputs);
     }
-    input_gradient(kern, shape, chunks, dy, want, threads);
+    input_gradient(kern, form, shape, chunks, dy.right, want, threads);
   }
   if (grad_w) {
     Rows scaled = x_rows;
     scaled.scale = scale;
-    weight_gradient(kern, chunks, dy, shape.outputs, scaled, shape.inputs, *grad_w, a.transposed, threads);
+    weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.transposed, threads);
   }
-  if (grad_bias) bias_gradient(kern, chunks, dy, shape.outputs, scale, *grad_bias, threads);
+  if (grad_bias) bias_gradient(kern, form, chunks, dy.left, shape.outputs, scale, *grad_bias, threads);
 }
 
 }  // namespace moe

@@ -43,7 +43,7 @@ void route(const TensorView& indices, int64_t experts, int32_t* offsets, int32_t
     route_as(indices.as<const int32_t>(), tokens, slots, experts, offsets, row_token, slot_row);
 }
 
-Chunks cut_into_chunks(const Kernels& kernels, const int32_t* offsets, int64_t experts) {
+Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* offsets, int64_t experts) {
   Chunks chunks;
   chunks.begin.reserve(experts + 1);
   for (int64_t e = 0; e < experts; ++e) {
@@ -51,9 +51,9 @@ Chunks cut_into_chunks(const Kernels& kernels, const int32_t* offsets, int64_t e
     const int64_t rows = offsets[e + 1] - offsets[e];
     if (rows == 0) continue;
     const int64_t pieces = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
-    const int64_t size = pitch_of(kernels, (rows + pieces - 1) / pieces);
+    const int64_t size = pitch_of(kernels, form, (rows + pieces - 1) / pieces);
     for (int64_t first = 0; first < rows; first += size) {
-      const int64_t count = std::min(size, rows - first), pitch = pitch_of(kernels, count);
+      const int64_t count = std::min(size, rows - first), pitch = pitch_of(kernels, form, count);
       chunks.list.push_back({static_cast<int32_t>(e), static_cast<int32_t>(offsets[e] + first),
                              static_cast<int32_t>(count), static_cast<int32_t>(pitch), chunks.columns});
       chunks.columns += pitch;

@@ -27,7 +27,8 @@ void route(const TensorView& indices, int64_t experts, int32_t* offsets, int32_t
 // the second-level cache.
 constexpr int64_t CHUNK_ROWS = 192;
 
-// Consecutive rows of one expert. Scratch tensors of a chunk are [feature][pitch], the chunk's rows along the columns.
+// Consecutive rows of one expert. Scratch tensors of a chunk are [feature][pitch], or [word][pitch] once packed, the
+// chunk's rows along the columns.
 struct Chunk {
   int32_t expert;
   int32_t first;        // row
@@ -43,11 +44,11 @@ struct Chunks {
   int64_t columns = 0;         // sum of all pitches
 };
 
-Chunks cut_into_chunks(const Kernels& kernels, const int32_t* offsets, int64_t experts);
+Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* offsets, int64_t experts);
 
 // Pitch of a buffer with `count` columns: whole vectors, or exactly `count` where a product takes the few-column form.
-inline int64_t pitch_of(const Kernels& kernels, int64_t count) {
-  return count <= kernels.few_columns ? count : (count + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+inline int64_t pitch_of(const Kernels& kernels, const Form& form, int64_t count) {
+  return count <= form.few_columns ? count : (count + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
 }
 
 // Throws unless offsets rise from 0 to at most N, tokens lie in [0, T) and rows in [-1, N).

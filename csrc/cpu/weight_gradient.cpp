@@ -14,8 +14,8 @@ struct GradientTask {
 
 }  // namespace
 
-void weight_gradient(const Kernels& kern, const Chunks& chunks, const float* left, int64_t features, const Rows& rows,
-                     int64_t columns, const TensorView& out, bool across, int threads) {
+void weight_gradient(const Kernels& kern, const Form& form, const Chunks& chunks, const char* left, int64_t features,
+                     const Rows& rows, int64_t columns, const TensorView& out, bool across, int threads) {
   const int64_t experts = static_cast<int64_t>(chunks.begin.size()) - 1, item = item_size(out.dtype);
   prefer_huge_pages(out.data, static_cast<size_t>(out.numel() * item));
   std::vector<GradientTask> tasks;
@@ -36,18 +36,18 @@ void weight_gradient(const Kernels& kern, const Chunks& chunks, const float* lef
       return;
     }
     const int64_t height = std::min(BLOCK_ROWS, features - task.row);
-    const int64_t width = std::min(BLOCK_COLUMNS, columns - task.column), pitch = pitch_of(kern, width);
-    TaskScratch scratch(kern, BLOCK_ROWS, 1);
+    const int64_t width = std::min(BLOCK_COLUMNS, columns - task.column), pitch = pitch_of(kern, form, width);
+    TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
     // Whole tiles of float32 are summed in place.
-    const bool in_place = !across && out.dtype == DType::f32 && width % kern.lanes == 0 && height % kern.tile_rows == 0;
+    const bool in_place = !across && out.dtype == DType::f32 && width % kern.lanes == 0 && height % form.tile_rows == 0;
     const int64_t sum_pitch = in_place ? columns : pitch;
     float* sum = in_place ? reinterpret_cast<float*>(expert) + task.row * columns + task.column : scratch.result[0];
     for (int32_t c = chunks.begin[task.expert]; c < chunks.begin[task.expert + 1]; ++c) {
       const Chunk& chunk = chunks.list[c];
-      kern.gather(scratch.packed, pitch, rows.from(chunk.first), chunk.count, task.column, width, pitch);
-      const float* block = left + chunk.columns_before * features + task.row * chunk.pitch;
-      const Operand operand{reinterpret_cast<const char*>(block), DType::f32, chunk.pitch, 1};
-      kern.product(sum, sum_pitch, operand, height, chunk.count, scratch.packed, pitch, width,
+      form.pack_rows(scratch.packed, pitch, rows.from(chunk.first), chunk.count, task.column, width, pitch);
+      const char* block = left + (chunk.columns_before * features + task.row * chunk.pitch) * item_size(form.left);
+      const Operand operand{block, form.left, chunk.pitch, 1};
+      form.product(sum, sum_pitch, operand, height, chunk.count, scratch.packed, pitch, width,
                    c > chunks.begin[task.expert], scratch.inner);
     }
     if (in_place) return;
@@ -61,8 +61,8 @@ void weight_gradient(const Kernels& kern, const Chunks& chunks, const float* lef
   });
 }
 
-void bias_gradient(const Kernels& kern, const Chunks& chunks, const float* left, int64_t features, const float* factor,
-                   const TensorView& out, int threads) {
+void bias_gradient(const Kernels& kern, const Form& form, const Chunks& chunks, const char* left, int64_t features,
+                   const float* factor, const TensorView& out, int threads) {
   constexpr int64_t GROUP = 64;
   const int64_t experts = static_cast<int64_t>(chunks.begin.size()) - 1, groups = (features + GROUP - 1) / GROUP;
   const std::vector<float> ones(CHUNK_ROWS, 1.0f);
@@ -73,9 +73,8 @@ void bias_gradient(const Kernels& kern, const Chunks& chunks, const float* left,
       const Chunk& chunk = chunks.list[c];
       const float* by = factor ? factor + chunk.first : ones.data();
       for (int64_t m = 0; m < count; ++m) {
-        const float* row = left + chunk.columns_before * features + (first + m) * chunk.pitch;
-        sum[m] += kern.dot(reinterpret_cast<const char*>(row), DType::f32, reinterpret_cast<const char*>(by),
-                           DType::f32, chunk.count);
+        const char* row = left + (chunk.columns_before * features + (first + m) * chunk.pitch) * item_size(form.left);
+        sum[m] += kern.dot(row, form.left, reinterpret_cast<const char*>(by), DType::f32, chunk.count);
       }
     }
     kern.store(out.row(e) + first * item_size(out.dtype), out.dtype, sum, count);

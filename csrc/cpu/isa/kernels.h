@@ -11,13 +11,8 @@
 
 namespace moe {
 
-// A product sums runs of RUN terms from zero in order of k, and adds the runs in order. Short runs keep the rounding
-// error of long sums small; this length keeps it below that of the usual float32 matrix products.
-constexpr int64_t RUN = 64;
-// Terms that one call of a product covers at most, but for few columns: what of the activations stays in the cache
-// between two weight rows.
+// A sum over k may be cut into calls at multiples of so many 32-bit words of the packed right operand.
 constexpr int64_t DEPTH = 256;
-static_assert(DEPTH % RUN == 0, "runs may not depend on how a sum is cut into calls");
 // The left operand of a product: element (m, k) lies at base + m * row_stride + k * col_stride, one stride being 1.
 struct Operand {
   const char* base = nullptr;
@@ -60,23 +55,40 @@ struct RowStatistics {
   float entropy;
 };
 
+// One way of multiplying: what the packed right operand looks like, and the product that reads it. Its elements are
+// 32-bit words of `unit` consecutive k: word (k / unit, n) lies at b[k / unit * ldb + n].
+struct Form {
+  DType left;           // of the left operands that the backward makes
+  int64_t unit;         // 1: a word is a float32; 2: a pair of bfloat16, the first in the low half
+  int64_t tile_rows;    // rows of the left operand that one register tile covers
+  int64_t few_columns;  // up to so many columns, the product runs along the weight's rows instead of along the columns
+  int64_t scratch;      // floats of scratch that `product` needs
+
+  // c[m][n] (+)= Σ_k a(m, k) · b[k][n]. ldb and ldc are at least `columns`. With more than few_columns columns they are
+  // multiples of `lanes`, the columns up to the next multiple exist in b and c, and c has space for rows up to the next
+  // multiple of tile_rows. Where `depth` is no multiple of `unit`, the rest of the last word is zero.
+  void (*product)(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, int64_t ldb,
+                  int64_t columns, bool accumulate, float* scratch);
+  // b[j / unit][i] = rows(i, first_column + j): a row of `rows` becomes a column. Columns from `count` to ld are zero.
+  void (*pack_columns)(float* b, int64_t ld, const Rows& rows, int64_t count, int64_t first_column, int64_t columns);
+  // b[i / unit][j] = rows(i, first_column + j); columns from `columns` to `padded` are zero.
+  void (*pack_rows)(float* b, int64_t ld, const Rows& rows, int64_t count, int64_t first_column, int64_t columns,
+                    int64_t padded);
+  // b[k / unit][n] = src[k * ld + n], for k < depth and n < ld.
+  void (*pack_block)(float* b, const float* src, int64_t ld, int64_t depth);
+
+  int64_t words(int64_t depth) const { return (depth + unit - 1) / unit; }
+};
+
 struct Kernels {
   const char* name;
   int64_t lanes;      // floats in a vector
-  int64_t tile_rows;  // rows of the left operand that one register tile covers
-  // Up to so many columns a product runs with its vectors along the weight's rows instead of along the columns.
-  int64_t few_columns;
-  int64_t product_scratch;  // floats of scratch that `product` needs
+  Form floats;        // any operands, in float32
+  const Form* pairs;  // bfloat16 operands, where the instruction set has products of them
 
-  // c[m][n] (+)= Σ_k a(m, k) · b[k][n], for depth <= DEPTH, or any depth with few columns. ldb and ldc are at least
-  // `columns`. With more than few_columns columns they are multiples of `lanes`, the columns up to the next multiple
-  // exist in b and c, and c has space for rows up to the next multiple of tile_rows.
-  void (*product)(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, int64_t ldb,
-                  int64_t columns, bool accumulate, float* scratch);
+  // The form for a weight of this type.
+  const Form& form(DType weight) const { return weight == DType::bf16 && pairs ? *pairs : floats; }
 
-  // dst[i * ld + j] = rows(i, first_column + j), columns from `columns` to `padded` zero.
-  void (*gather)(float* dst, int64_t ld, const Rows& rows, int64_t count, int64_t first_column, int64_t columns,
-                 int64_t padded);
   // dst[j * ld + i] = rows(i, first_column + j), rows from `count` to ld zero.
   void (*gather_transposed)(float* dst, int64_t ld, const Rows& rows, int64_t count, int64_t first_column,
                             int64_t columns);

@@ -1,7 +1,7 @@
 // Moving rows: gather, transpose, convert, and the sums along rows.
 #pragma once
 
-#include "product.h"
+#include "floats.h"
 
 namespace moe {
 namespace {
@@ -15,7 +15,7 @@ inline void store_row(char* dst, DType dtype, const float* src, int64_t count) {
   if (i < count) store_first_as(dst + i * item, dtype, load_first(src + i, count - i), count - i);
 }
 
-inline void gather(float* dst, int64_t ld, const Rows& rows, int64_t count, int64_t first_column, int64_t columns,
+inline void pack_rows_floats(float* dst, int64_t ld, const Rows& rows, int64_t count, int64_t first_column, int64_t columns,
                    int64_t padded) {
   const int64_t item = item_size(rows.dtype);
   for (int64_t i = 0; i < count; ++i) {
@@ -99,6 +99,10 @@ inline void scatter_transposed(char* out, DType dtype, int64_t out_stride, const
       for (int64_t r = 0; r < height; ++r) store_first_as(to + r * out_stride * item, dtype, block[r], width);
     }
   }
+}
+
+inline void pack_block_floats(float* b, const float* src, int64_t ld, int64_t depth) {
+  std::memcpy(b, src, static_cast<size_t>(ld * depth) * sizeof(float));
 }
 
 inline void add_scaled(float* dst, float factor, const char* src, DType dtype, int64_t count) {

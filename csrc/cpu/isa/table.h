@@ -2,34 +2,23 @@
 #pragma once
 
 #include "activation.h"
-#include "product.h"
+#include "floats.h"
 #include "rows.h"
 #include "softmax.h"
 
 namespace moe {
 namespace {
 
-constexpr Kernels make_table(const char* name) {
-  return {name,
-          LANES,
-          TILE_ROWS,
-          FEW_COLUMNS,
-          PRODUCT_SCRATCH,
-          product,
-          gather,
-          gather_transposed,
-          scatter_transposed,
-          load_row,
-          store_row,
-          add_scaled,
-          dot,
-          add_products,
-          multiply,
-          add_value,
-          activate,
-          activate_backward,
-          softmax,
-          sigmoid};
+constexpr Form FLOATS = {DType::f32,        1,
+                         TILE_ROWS,         FEW_COLUMNS,
+                         PANEL_SCRATCH,     product_floats,
+                         gather_transposed, pack_rows_floats,
+                         pack_block_floats};
+
+constexpr Kernels make_table(const char* name, const Form* pairs = nullptr) {
+  return {name,         LANES,    FLOATS,    pairs,     gather_transposed, scatter_transposed,
+          load_row,     store_row, add_scaled, dot,      add_products,      multiply,
+          add_value,    activate, activate_backward, softmax, sigmoid};
 }
 
 }  // namespace

@@ -41,6 +41,12 @@ MOE_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAny*>(p)
 MOE_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecAny*>(p) = v; }
 MOE_INLINE Vec splat(float x) { return x - Vec{}; }
 MOE_INLINE VecI splat_int(int32_t x) { return x - VecI{}; }
+// The 32 bits at p, whatever they mean, in every lane.
+MOE_INLINE Vec splat_word(const float* p) {
+  int32_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return reinterpret_cast<Vec>(splat_int(bits));
+}
 
 // a · b + c, in one rounding wherever the instruction set has it: every use rounds alike, edges included.
 MOE_INLINE Vec fma(Vec a, Vec b, Vec c) {

@@ -1,0 +1,9 @@
+// AVX-512 with dot products of bfloat16 pairs and int8 quadruples.
+#define MOE_ISA_AVX512 1
+#include "pairs.h"
+#include "table.h"
+
+namespace moe {
+extern const Kernels kernels_avx512bf16;
+const Kernels kernels_avx512bf16 = make_table("avx512bf16", &PAIRS);
+}  // namespace moe
