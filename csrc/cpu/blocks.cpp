@@ -24,7 +24,6 @@ namespace {
 
 // What a task packs at a time, in words: a quarter of a second-level cache.
 constexpr int64_t PACKED = 64 * 1024;
-static_assert(PACKED >= DEPTH * (CHUNK_ROWS + 16), "the widest chunk fits");
 
 }  // namespace
 
@@ -34,30 +33,38 @@ TaskScratch::TaskScratch(const Kernels& kernels, const Form& form, int64_t block
   const int64_t result_size = (block + form.tile_rows) * pitch;
   const int64_t inner_size = (form.scratch + 15) / 16 * 16;
   const int64_t extra_size = 2 * (BLOCK_ROWS + CHUNK_ROWS);
-  const int64_t total = PACKED + pieces * result_size + inner_size + extra_size;
+  const int64_t packed_size = std::max(PACKED, form.depth * pitch);
+  const int64_t total = packed_size + pieces * result_size + inner_size + extra_size;
   packed = static_cast<float*>(thread_scratch(static_cast<size_t>(total) * sizeof(float)));
-  for (int p = 0; p < PIECES; ++p) result[p] = p < pieces ? packed + PACKED + p * result_size : nullptr;
-  inner = packed + PACKED + pieces * result_size;
+  for (int p = 0; p < PIECES; ++p) result[p] = p < pieces ? packed + packed_size + p * result_size : nullptr;
+  inner = packed + packed_size + pieces * result_size;
   extra = inner + inner_size;
 }
 
 void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows, int64_t depth,
                    const Chunk& chunk, const Right& right) {
-  const int64_t pitch = chunk.pitch;
+  const int64_t pitch = chunk.pitch, words = form.words(depth);
+  const bool few = chunk.count <= form.few_columns;
   if (depth == 0)
     for (int p = 0; p < pieces; ++p) std::memset(scratch.result[p], 0, static_cast<size_t>(rows * pitch) * sizeof(float));
   // Few columns take long stretches of a weight's row at once, which memory likes best.
-  const int64_t step = std::max<int64_t>(PACKED / std::max<int64_t>(pitch, 1) / DEPTH, 1) * DEPTH * form.unit;
+  const int64_t step = std::max<int64_t>(PACKED / std::max<int64_t>(pitch, 1) / form.depth, 1) * form.depth * form.unit;
   for (int64_t k = 0; k < depth; k += step) {
     const int64_t part = std::min(step, depth - k);
     const float* b = scratch.packed;
     if (right.packed)
-      b = right.packed + chunk.columns_before * form.words(depth) + k / form.unit * pitch;
+      b = right.packed + chunk.columns_before * words + k / form.unit * (few ? chunk.count : pitch);
     else
       form.pack_columns(scratch.packed, pitch, right.rows->from(chunk.first), chunk.count, k, part);
     for (int p = 0; p < pieces; ++p)
       form.product(scratch.result[p], pitch, a[p].at(0, k), rows, part, b, pitch, chunk.count, k > 0, scratch.inner);
   }
+}
+
+void pack_block(const Form& form, float* packed, const Chunk& chunk, int64_t depth, int64_t first, const float* block,
+                int64_t rows) {
+  float* to = packed + chunk.columns_before * form.words(depth);
+  form.pack_block(to, chunk.pitch, first / form.unit, block, chunk.pitch, rows, chunk.count);
 }
 
 Slices::Slices(int64_t rows, int64_t columns, int64_t lanes) {

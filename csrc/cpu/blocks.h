@@ -72,6 +72,10 @@ struct TaskScratch {
 void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows,
                    int64_t depth, const Chunk& chunk, const Right& right);
 
+// Puts rows [first, first + rows) of a block [row][pitch] into a chunk-wise packed tensor of `depth` rows.
+void pack_block(const Form& form, float* packed, const Chunk& chunk, int64_t depth, int64_t first, const float* block,
+                int64_t rows);
+
 // Results per row (N, columns) in float32, made and used in slices of columns so that they stay in the cache.
 struct Slices {
   Slices(int64_t rows, int64_t columns, int64_t lanes);

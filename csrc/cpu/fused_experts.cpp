@@ -29,8 +29,7 @@ void up_projection(const Kernels& kern, const Form& form, const ExpertShape& sha
         kern.scatter_transposed(pre->row(chunk.first) + first[p] * item_size(pre->dtype), pre->dtype, shape.wide,
                                 block, pitch, chunk.count, height);
     }
-    float* packed = act + chunk.columns_before * form.words(shape.inner) + task.first / form.unit * pitch;
-    float* to = form.unit == 1 ? packed : scratch.result[0];
+    float* to = scratch.result[0];
     if (!experts.interleaved) {
       kern.activate(experts.activation, to, scratch.result[0], scratch.result[1], task.count * pitch);
     } else {
@@ -39,7 +38,7 @@ void up_projection(const Kernels& kern, const Form& form, const ExpertShape& sha
         kern.activate(experts.activation, to + m * pitch, gate, gate + pitch, pitch);
       }
     }
-    if (form.unit > 1) form.pack_block(packed, to, pitch, task.count);
+    pack_block(form, act, chunk, shape.inner, task.first, to, task.count);
   });
 }
 

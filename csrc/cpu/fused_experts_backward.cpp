@@ -11,7 +11,7 @@ constexpr int64_t PARTIAL = 64;
 
 // What the pass back through the activation leaves, chunk-wise, times the routing weight: the pre-activation's gradient
 // as right operand [word of wide][row] and as left operand [wide][row], and the activation as left operand
-// [inner][row]. In float32 the first two are the same.
+// [inner][row].
 struct Inner {
   float* grad_right;
   char* grad_left;
@@ -63,9 +63,8 @@ void activation_backward(const Kernels& kern, const Form& form, const ExpertShap
     }
     const int64_t before = chunk.columns_before, item = item_size(form.left);
     const auto put = [&](const float* block, int64_t row, int64_t count) {
-      form.pack_block(inner.grad_right + before * form.words(shape.wide) + row / form.unit * pitch, block, pitch, count);
-      if (form.unit > 1)
-        kern.store(inner.grad_left + (before * shape.wide + row * pitch) * item, form.left, block, count * pitch);
+      pack_block(form, inner.grad_right, chunk, shape.wide, row, block, count);
+      kern.store(inner.grad_left + (before * shape.wide + row * pitch) * item, form.left, block, count * pitch);
     };
     put(gate, gate_row, gate_count);
     if (halves) put(up, up_row, task.count);
@@ -139,14 +138,13 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   const Slices slices(N, shape.hidden, kern.lanes);
   const int64_t partials = (shape.inner + PARTIAL - 1) / PARTIAL * N;
   const int64_t right_words = chunks.columns * form.words(shape.wide), item = item_size(form.left);
-  const int64_t left_bytes = form.unit == 1 ? 0 : chunks.columns * shape.wide * item;
+  const int64_t left_bytes = chunks.columns * shape.wide * item;
   const int64_t act_bytes = chunks.columns * shape.inner * item;
   Workspace workspace(Workspace::padded<float>(right_words) + Workspace::padded<char>(left_bytes) +
                       Workspace::padded<char>(act_bytes) + Workspace::padded<float>(partials) +
                       Workspace::padded<float>(slices.floats) + Workspace::padded<float>(N));
-  Inner inner{workspace.take<float>(right_words), workspace.take<char>(left_bytes), workspace.take<char>(act_bytes),
+  const Inner inner{workspace.take<float>(right_words), workspace.take<char>(left_bytes), workspace.take<char>(act_bytes),
               workspace.take<float>(partials)};
-  if (form.unit == 1) inner.grad_left = reinterpret_cast<char*>(inner.grad_right);
   float* y = workspace.take<float>(slices.floats);
   float* row_weight = workspace.take<float>(N);
   std::fill(row_weight, row_weight + N, 0.0f);

@@ -7,7 +7,7 @@ namespace moe {
 namespace {
 
 // dy: the gradient of the rows, before row_scale, as right operand [chunk][word of o][row] and as left operand
-// [chunk][o][row]. In float32 they are the same.
+// [chunk][o][row].
 struct Gradient {
   float* right;
   char* left;
@@ -19,13 +19,10 @@ void pack_gradient(const Kernels& kern, const Form& form, const GroupedShape& sh
   parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
     const Task task = tasks[index];
     const Chunk& chunk = chunks.list[task.chunk];
-    const int64_t pitch = chunk.pitch, words = form.words(shape.outputs);
-    const Rows rows = grad.from(chunk.first);
-    form.pack_columns(dy.right + chunk.columns_before * words + task.first / form.unit * pitch, pitch, rows, chunk.count,
-                      task.first, task.count);
-    if (form.unit == 1) return;
+    const int64_t pitch = chunk.pitch;
     TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
-    kern.gather_transposed(scratch.result[0], pitch, rows, chunk.count, task.first, task.count);
+    kern.gather_transposed(scratch.result[0], pitch, grad.from(chunk.first), chunk.count, task.first, task.count);
+    pack_block(form, dy.right, chunk, shape.outputs, task.first, scratch.result[0], task.count);
     kern.store(dy.left + (chunk.columns_before * shape.outputs + task.first * pitch) * item_size(form.left), form.left,
                scratch.result[0], task.count * pitch);
   });
@@ -105,10 +102,9 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   const Rows x_rows{a.x.data, a.x.dtype, shape.inputs, row_token, nullptr};
 
   const int64_t right_words = chunks.columns * form.words(shape.outputs);
-  const int64_t left_bytes = form.unit == 1 ? 0 : chunks.columns * shape.outputs * item_size(form.left);
+  const int64_t left_bytes = chunks.columns * shape.outputs * item_size(form.left);
   Workspace workspace(Workspace::padded<float>(right_words) + Workspace::padded<char>(left_bytes));
-  Gradient dy{workspace.take<float>(right_words), workspace.take<char>(left_bytes)};
-  if (form.unit == 1) dy.left = reinterpret_cast<char*>(dy.right);
+  const Gradient dy{workspace.take<float>(right_words), workspace.take<char>(left_bytes)};
   pack_gradient(kern, form, shape, chunks, grad_rows, dy, threads);
 
   if (grad_x || grad_row_scale) {

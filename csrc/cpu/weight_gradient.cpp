@@ -36,18 +36,18 @@ void weight_gradient(const Kernels& kern, const Form& form, const Chunks& chunks
       return;
     }
     const int64_t height = std::min(BLOCK_ROWS, features - task.row);
-    const int64_t width = std::min(BLOCK_COLUMNS, columns - task.column), pitch = pitch_of(kern, form, width);
+    const int64_t width = std::min(BLOCK_COLUMNS, columns - task.column), pitch = (std::max(width, form.few_columns + 1) + kern.lanes - 1) / kern.lanes * kern.lanes;
     TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
     // Whole tiles of float32 are summed in place.
-    const bool in_place = !across && out.dtype == DType::f32 && width % kern.lanes == 0 && height % form.tile_rows == 0;
+    const bool in_place = !across && out.dtype == DType::f32 && width == pitch && height % form.tile_rows == 0;
     const int64_t sum_pitch = in_place ? columns : pitch;
     float* sum = in_place ? reinterpret_cast<float*>(expert) + task.row * columns + task.column : scratch.result[0];
     for (int32_t c = chunks.begin[task.expert]; c < chunks.begin[task.expert + 1]; ++c) {
       const Chunk& chunk = chunks.list[c];
-      form.pack_rows(scratch.packed, pitch, rows.from(chunk.first), chunk.count, task.column, width, pitch);
+      form.pack_rows(scratch.packed, pitch, rows.from(chunk.first), chunk.count, task.column, width);
       const char* block = left + (chunk.columns_before * features + task.row * chunk.pitch) * item_size(form.left);
       const Operand operand{block, form.left, chunk.pitch, 1};
-      form.product(sum, sum_pitch, operand, height, chunk.count, scratch.packed, pitch, width,
+      form.product(sum, sum_pitch, operand, height, chunk.count, scratch.packed, pitch, pitch,
                    c > chunks.begin[task.expert], scratch.inner);
     }
     if (in_place) return;

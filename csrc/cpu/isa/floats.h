@@ -13,7 +13,7 @@ namespace {
 // Short runs keep the rounding error of long sums small; this length keeps it below that of the usual float32 matrix
 // products.
 constexpr int64_t FLOAT_RUN = 64;
-static_assert(DEPTH % FLOAT_RUN == 0, "runs may not depend on how a sum is cut into calls");
+static_assert(256 % FLOAT_RUN == 0, "runs may not depend on how a sum is cut into calls");
 // Measured: wide vectors gain up to here over columns padded to a whole vector, narrow ones only up to their width.
 constexpr int64_t FEW_COLUMNS = LANES > 4 ? 8 : LANES;
 // Where the few-column product fetches ahead: bytes along a row, and rows.
@@ -29,11 +29,14 @@ inline void copy_row(float* dst, const char* src, DType dtype, int64_t count) {
 
 struct FloatWords {
   using Operand = moe::Operand;
-  static constexpr int64_t UNIT = 1, RUN = FLOAT_RUN;
+  static constexpr int64_t UNIT = 1, RUN = FLOAT_RUN, SLOTS = 1, DEPTH = 256;
   static constexpr bool SCALED = false;
 
   static MOE_INLINE Vec multiply_add(Vec word, Vec right, Vec sum) { return fma(word, right, sum); }
-  static Left left(const float* words, const Operand&, int64_t, int64_t) { return {words, nullptr, 0}; }
+  static bool direct(const Operand& a, int64_t) { return a.dtype == DType::f32; }
+  static Left left(const Operand& a, int64_t row, int64_t k) {
+    return {reinterpret_cast<const float*>(a.base) + row * a.row_stride + k, a.row_stride, nullptr, 0};
+  }
   static Ahead ahead(const Operand& a, int64_t row, int64_t rows, int64_t depth) {
     const int64_t item = item_size(a.dtype);
     return {a.base + row * a.row_stride * item, rows, a.row_stride * item, depth * item};
@@ -52,7 +55,7 @@ struct FloatWords {
 // Rows of k side by side in memory: LANES x LANES blocks are transposed in registers.
 template <DType TYPE, int COLUMNS>
 inline void product_few_by_rows(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
-                                int64_t ldb, bool accumulate) {
+                                bool accumulate) {
   constexpr int64_t item = TYPE == DType::f32 ? 4 : 2;
   // Two bfloat16 are transposed as one 32-bit lane, which halves the shuffles; they part by shift and mask.
   constexpr int PER_LANE = TYPE == DType::bf16 ? 2 : 1;
@@ -65,7 +68,6 @@ inline void product_few_by_rows(float* c, int64_t ldc, const Operand& a, int64_t
     Vec sum[COLUMNS], run[COLUMNS] = {};
     get_columns(sum, c + m * ldc, ldc, count, accumulate);
     for (int64_t k = 0; k < depth; k += STEP) {
-      const float* right = b + k * ldb;
       Vec block[LANES];
       if (depth - k >= STEP) {
 #pragma GCC unroll 16
@@ -82,7 +84,7 @@ inline void product_few_by_rows(float* c, int64_t ldc, const Operand& a, int64_t
             const Vec left = PER_LANE == 1 ? block[j] : half == 0 ? low_bf16(block[j]) : high_bf16(block[j]);
 #pragma GCC unroll 8
             for (int n = 0; n < COLUMNS; ++n)
-              run[n] = fma(left, splat(right[(j * PER_LANE + half) * ldb + n]), run[n]);
+              run[n] = fma(left, splat(b[few_word(COLUMNS, k + j * PER_LANE + half, n)]), run[n]);
           }
         }
       } else {
@@ -91,7 +93,7 @@ inline void product_few_by_rows(float* c, int64_t ldc, const Operand& a, int64_t
           for (int r = 0; r < LANES; ++r) block[r] = load_first_as(row[r] + first * item, TYPE, width);
           transpose(block);
           for (int64_t j = 0; j < width; ++j) {
-            for (int n = 0; n < COLUMNS; ++n) run[n] = fma(block[j], splat(b[(first + j) * ldb + n]), run[n]);
+            for (int n = 0; n < COLUMNS; ++n) run[n] = fma(block[j], splat(b[few_word(COLUMNS, first + j, n)]), run[n]);
           }
         }
       }
@@ -104,7 +106,7 @@ inline void product_few_by_rows(float* c, int64_t ldc, const Operand& a, int64_t
 // Rows of m side by side in memory: a few vectors of each, so that every touch of a row is worth its while.
 template <DType TYPE, int COLUMNS, int VECTORS>
 inline void product_few_by_columns(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth,
-                                   const float* b, int64_t ldb, bool accumulate) {
+                                   const float* b, bool accumulate) {
   constexpr int64_t item = TYPE == DType::f32 ? 4 : 2;
   constexpr int64_t WIDTH = VECTORS * LANES;
   int64_t m = 0;
@@ -118,7 +120,7 @@ inline void product_few_by_columns(float* c, int64_t ldc, const Operand& a, int6
         __builtin_prefetch(at + v * LANES * item + FEW_ROWS_AHEAD * a.col_stride * item);
         const Vec left = load_as(at + v * LANES * item, TYPE);
 #pragma GCC unroll 8
-        for (int n = 0; n < COLUMNS; ++n) run[v][n] = fma(left, splat(b[k * ldb + n]), run[v][n]);
+        for (int n = 0; n < COLUMNS; ++n) run[v][n] = fma(left, splat(b[few_word(COLUMNS, k, n)]), run[v][n]);
       }
       if ((k + 1) % FLOAT_RUN == 0 || k + 1 == depth)
         for (int v = 0; v < VECTORS; ++v) end_run(sum[v], run[v], !accumulate && k < FLOAT_RUN);
@@ -131,7 +133,7 @@ inline void product_few_by_columns(float* c, int64_t ldc, const Operand& a, int6
     get_columns(sum, c + m * ldc, ldc, count, accumulate);
     for (int64_t k = 0; k < depth; ++k) {
       const Vec left = load_first_as(a.base + (k * a.col_stride + m) * item, TYPE, count);
-      for (int n = 0; n < COLUMNS; ++n) run[n] = fma(left, splat(b[k * ldb + n]), run[n]);
+      for (int n = 0; n < COLUMNS; ++n) run[n] = fma(left, splat(b[few_word(COLUMNS, k, n)]), run[n]);
       if ((k + 1) % FLOAT_RUN == 0 || k + 1 == depth) end_run(sum, run, !accumulate && k < FLOAT_RUN);
     }
     put_columns(c + m * ldc, ldc, sum, count);
@@ -140,17 +142,17 @@ inline void product_few_by_columns(float* c, int64_t ldc, const Operand& a, int6
 
 template <DType TYPE, int COLUMNS>
 inline void product_few(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
-                        int64_t ldb, int64_t columns, bool accumulate) {
+                        int64_t columns, bool accumulate) {
   if constexpr (COLUMNS > 1) {
     if (columns < COLUMNS) {
-      product_few<TYPE, COLUMNS - 1>(c, ldc, a, rows, depth, b, ldb, columns, accumulate);
+      product_few<TYPE, COLUMNS - 1>(c, ldc, a, rows, depth, b, columns, accumulate);
       return;
     }
   }
   if (a.col_stride == 1)
-    product_few_by_rows<TYPE, COLUMNS>(c, ldc, a, rows, depth, b, ldb, accumulate);
+    product_few_by_rows<TYPE, COLUMNS>(c, ldc, a, rows, depth, b, accumulate);
   else
-    product_few_by_columns<TYPE, COLUMNS, (COLUMNS <= 2 ? 4 : COLUMNS <= 4 ? 2 : 1)>(c, ldc, a, rows, depth, b, ldb, accumulate);
+    product_few_by_columns<TYPE, COLUMNS, (COLUMNS <= 2 ? 4 : COLUMNS <= 4 ? 2 : 1)>(c, ldc, a, rows, depth, b, accumulate);
 }
 
 inline void product_floats(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
@@ -160,11 +162,11 @@ inline void product_floats(float* c, int64_t ldc, const Operand& a, int64_t rows
   else if (columns > FEW_COLUMNS)
     panel_by_columns<FloatWords>(c, ldc, a, rows, depth, b, ldb, columns, accumulate, scratch);
   else if (a.dtype == DType::f32)
-    product_few<DType::f32, FEW_COLUMNS>(c, ldc, a, rows, depth, b, ldb, columns, accumulate);
+    product_few<DType::f32, FEW_COLUMNS>(c, ldc, a, rows, depth, b, columns, accumulate);
   else if (a.dtype == DType::bf16)
-    product_few<DType::bf16, FEW_COLUMNS>(c, ldc, a, rows, depth, b, ldb, columns, accumulate);
+    product_few<DType::bf16, FEW_COLUMNS>(c, ldc, a, rows, depth, b, columns, accumulate);
   else
-    product_few<DType::f16, FEW_COLUMNS>(c, ldc, a, rows, depth, b, ldb, columns, accumulate);
+    product_few<DType::f16, FEW_COLUMNS>(c, ldc, a, rows, depth, b, columns, accumulate);
 }
 
 }  // namespace

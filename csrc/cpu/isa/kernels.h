@@ -11,8 +11,6 @@
 
 namespace moe {
 
-// A sum over k may be cut into calls at multiples of so many 32-bit words of the packed right operand.
-constexpr int64_t DEPTH = 256;
 // The left operand of a product: element (m, k) lies at base + m * row_stride + k * col_stride, one stride being 1.
 struct Operand {
   const char* base = nullptr;
@@ -55,29 +53,39 @@ struct RowStatistics {
   float entropy;
 };
 
+// Where word (w, n) of a packed operand with few columns lies: a block of a column fills a cache line, and the blocks of
+// one stretch of k lie side by side.
+constexpr int64_t FEW_WORDS = 16;
+inline int64_t few_word(int64_t columns, int64_t w, int64_t n) {
+  return (w - w % FEW_WORDS) * columns + n * FEW_WORDS + w % FEW_WORDS;
+}
+
 // One way of multiplying: what the packed right operand looks like, and the product that reads it. Its elements are
-// 32-bit words of `unit` consecutive k: word (k / unit, n) lies at b[k / unit * ldb + n].
+// 32-bit words of `unit` consecutive k. Word (w, n) lies at b[w * ldb + n], or, with at most few_columns columns, in blocks
+// of FEW_WORDS words of each column in turn (see few_word).
 struct Form {
   DType left;           // of the left operands that the backward makes
   int64_t unit;         // 1: a word is a float32; 2: a pair of bfloat16, the first in the low half
+  int64_t depth;        // a sum may be cut into calls at multiples of so many words
   int64_t tile_rows;    // rows of the left operand that one register tile covers
   int64_t few_columns;  // up to so many columns, the product runs along the weight's rows instead of along the columns
   int64_t scratch;      // floats of scratch that `product` needs
 
-  // c[m][n] (+)= Σ_k a(m, k) · b[k][n]. ldb and ldc are at least `columns`. With more than few_columns columns they are
-  // multiples of `lanes`, the columns up to the next multiple exist in b and c, and c has space for rows up to the next
-  // multiple of tile_rows. Where `depth` is no multiple of `unit`, the rest of the last word is zero.
+  // c[m][n] (+)= Σ_k a(m, k) · b(k, n), c being [m * ldc + n]. With more than few_columns columns ldb and ldc are multiples
+  // of `lanes`, the columns up to the next multiple exist in b and c, and c has space for rows up to the next multiple
+  // of tile_rows. Where `depth` is no multiple of `unit`, the rest of the last word is zero.
   void (*product)(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, int64_t ldb,
                   int64_t columns, bool accumulate, float* scratch);
-  // b[j / unit][i] = rows(i, first_column + j): a row of `rows` becomes a column. Columns from `count` to ld are zero.
-  void (*pack_columns)(float* b, int64_t ld, const Rows& rows, int64_t count, int64_t first_column, int64_t columns);
-  // b[i / unit][j] = rows(i, first_column + j); columns from `columns` to `padded` are zero.
-  void (*pack_rows)(float* b, int64_t ld, const Rows& rows, int64_t count, int64_t first_column, int64_t columns,
-                    int64_t padded);
-  // b[k / unit][n] = src[k * ld + n], for k < depth and n < ld.
-  void (*pack_block)(float* b, const float* src, int64_t ld, int64_t depth);
+  // b(j, i) = rows(i, first_column + j): a row of `rows` becomes a column. Columns from `count` to ldb are zero where
+  // there are more than a few.
+  void (*pack_columns)(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column, int64_t columns);
+  // b(i, j) = rows(i, first_column + j) in the layout for many columns; those from `columns` to ldb are zero.
+  void (*pack_rows)(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column, int64_t columns);
+  // b(k, n) = src[k * ld + n] from word `first` on, for k < depth and n < columns.
+  void (*pack_block)(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth, int64_t columns);
 
-  int64_t words(int64_t depth) const { return (depth + unit - 1) / unit; }
+  // Words that a packed operand of this depth has room for, a column.
+  int64_t words(int64_t depth) const { return ((depth + unit - 1) / unit + FEW_WORDS - 1) / FEW_WORDS * FEW_WORDS; }
 };
 
 struct Kernels {

@@ -39,47 +39,41 @@ MOE_INLINE Vec row_words(const char* src, DType dtype, int64_t count, const floa
       _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
 }
 
-inline void pack_columns_pairs(float* b, int64_t ld, const Rows& rows, int64_t count, int64_t first_column,
+template <int64_t FEW>
+inline void pack_columns_pairs(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column,
                                int64_t columns) {
-  const int64_t item = item_size(rows.dtype), words = (columns + 1) / 2;
-  if (ld % LANES != 0) {
-    for (int64_t i = 0; i < count; ++i) {
-      const char* src = rows.at(i, first_column);
-      for (int64_t j = 0; j < words; j += LANES) {
-        float lane[LANES];
-        store(lane, row_words(src + 2 * j * item, rows.dtype, std::min<int64_t>(columns - 2 * j, 32),
-                              rows.scale ? rows.scale + i : nullptr));
-        const int64_t width = std::min<int64_t>(words - j, LANES);
-        for (int64_t w = 0; w < width; ++w) std::memcpy(b + (j + w) * ld + i, lane + w, sizeof(float));
-      }
-    }
+  const int64_t words = (columns + 1) / 2;
+  const auto word = [&](int64_t i, int64_t j) {
+    return row_words(rows.at(i, first_column + 2 * j), rows.dtype, std::min<int64_t>(columns - 2 * j, 32),
+                     rows.scale ? rows.scale + i : nullptr);
+  };
+  if (count <= FEW) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < words; j += LANES)
+        store(b + few_word(count, j, i), word(i, j));
     return;
   }
-  for (int64_t i = 0; i < ld; i += LANES) {
+  for (int64_t i = 0; i < ldb; i += LANES) {
     const int64_t height = std::max<int64_t>(0, std::min<int64_t>(count - i, LANES));
     for (int64_t j = 0; j < words; j += LANES) {
-      const int64_t width = std::min<int64_t>(columns - 2 * j, 32);
       Vec block[LANES];
-      for (int64_t r = 0; r < LANES; ++r)
-        block[r] = r < height ? row_words(rows.at(i + r, first_column + 2 * j), rows.dtype, width,
-                                          rows.scale ? rows.scale + i + r : nullptr)
-                              : Vec{};
+      for (int64_t r = 0; r < LANES; ++r) block[r] = r < height ? word(i + r, j) : Vec{};
       transpose(block);
       const int64_t filled = std::min<int64_t>(words - j, LANES);
-      for (int64_t w = 0; w < filled; ++w) store(b + (j + w) * ld + i, block[w]);
+      for (int64_t w = 0; w < filled; ++w) store(b + (j + w) * ldb + i, block[w]);
     }
   }
 }
 
-inline void pack_rows_pairs(float* b, int64_t ld, const Rows& rows, int64_t count, int64_t first_column,
-                            int64_t columns, int64_t padded) {
+inline void pack_rows_pairs(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column,
+                            int64_t columns) {
   const int64_t item = item_size(rows.dtype);
   for (int64_t i = 0; i < count; i += 2) {
     const bool alone = i + 1 == count;
     const char *low = rows.at(i, first_column), *high = alone ? low : rows.at(i + 1, first_column);
     const Vec low_factor = splat(rows.scale ? rows.scale[i] : 1.0f);
     const Vec high_factor = splat(rows.scale && !alone ? rows.scale[i + 1] : 1.0f);
-    for (int64_t j = 0; j < padded; j += LANES) {
+    for (int64_t j = 0; j < ldb; j += LANES) {
       const int64_t width = std::max<int64_t>(0, std::min<int64_t>(columns - j, LANES));
       Vec word;
       if (rows.dtype == DType::bf16 && !rows.scale)
@@ -88,18 +82,26 @@ inline void pack_rows_pairs(float* b, int64_t ld, const Rows& rows, int64_t coun
       else
         word = join_pairs(load_first_as(low + j * item, rows.dtype, width) * low_factor,
                           alone ? Vec{} : load_first_as(high + j * item, rows.dtype, width) * high_factor);
-      store_first(b + i / 2 * ld + j, word, std::min<int64_t>(padded - j, LANES));
+      store(b + i / 2 * ldb + j, word);
     }
   }
 }
 
-inline void pack_block_pairs(float* b, const float* src, int64_t ld, int64_t depth) {
+template <int64_t FEW>
+inline void pack_block_pairs(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth, int64_t columns) {
   for (int64_t k = 0; k < depth; k += 2) {
-    for (int64_t n = 0; n < ld; n += LANES) {
+    for (int64_t n = 0; n < columns; n += LANES) {
       const int64_t width = std::min<int64_t>(ld - n, LANES);
       const Vec low = load_first(src + k * ld + n, width);
       const Vec high = k + 1 < depth ? load_first(src + (k + 1) * ld + n, width) : Vec{};
-      store_first(b + k / 2 * ld + n, join_pairs(low, high), width);
+      const Vec word = join_pairs(low, high);
+      if (columns > FEW) {
+        store(b + (first + k / 2) * ldb + n, word);
+        continue;
+      }
+      float lane[LANES];
+      store(lane, word);
+      for (int64_t i = 0; i < width; ++i) std::memcpy(b + few_word(columns, first + k / 2, n + i), lane + i, sizeof(float));
     }
   }
 }

@@ -1,8 +1,11 @@
 // The product of bfloat16 pairs, for AVX512-BF16. float32 sums, denormal terms count as zero.
 //
-// As in floats.h, the two shapes add in the same order: within a run acc = dot_pair(a, b, acc) from zero in order of k;
-// runs are added to the result in order.
+// As in floats.h, the shapes for many and for few columns add in the same order. A run of DEPTH words has SLOTS sums, of
+// every SLOTS-th word, acc = dot_pair(a, b, acc) from zero; they are added to the result in turn. That order costs
+// the first shape little, and saves the second half of its shuffles: the words of 4 rows need not come in single file.
 #pragma once
+
+#include <type_traits>
 
 #include "columns.h"
 #include "pack_pairs.h"
@@ -11,7 +14,7 @@
 namespace moe {
 namespace {
 
-constexpr int64_t FEW_PAIR_COLUMNS = 8;
+constexpr int64_t FEW_PAIR_COLUMNS = 10;
 
 MOE_INLINE Vec dot_pair(Vec a, Vec b, Vec sum) {
   return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a),
@@ -20,11 +23,14 @@ MOE_INLINE Vec dot_pair(Vec a, Vec b, Vec sum) {
 
 struct PairWords {
   using Operand = moe::Operand;
-  static constexpr int64_t UNIT = 2, RUN = DEPTH;
+  static constexpr int64_t UNIT = 2, SLOTS = 4, DEPTH = 512, RUN = DEPTH;
   static constexpr bool SCALED = false;
 
   static MOE_INLINE Vec multiply_add(Vec word, Vec right, Vec sum) { return dot_pair(word, right, sum); }
-  static Left left(const float* words, const Operand&, int64_t, int64_t) { return {words, nullptr, 0}; }
+  static bool direct(const Operand& a, int64_t count) { return a.row_stride % 2 == 0 && count % 2 == 0; }
+  static Left left(const Operand& a, int64_t row, int64_t k) {
+    return {reinterpret_cast<const float*>(a.base + (row * a.row_stride + k) * 2), a.row_stride / 2, nullptr, 0};
+  }
   static Ahead ahead(const Operand& a, int64_t row, int64_t rows, int64_t depth) {
     return {a.base + row * a.row_stride * 2, rows, a.row_stride * 2, depth * 2};
   }
@@ -44,119 +50,167 @@ struct PairWords {
   }
 };
 
-// 16 rows by 16 words at a time, transposed in registers.
-template <int COLUMNS>
-inline void few_pairs_by_rows(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
-                              int64_t ldb, bool accumulate) {
-  constexpr int64_t STEP = 2 * LANES;
-  for (int64_t m = 0; m < rows; m += LANES) {
-    const int64_t count = rows - m < LANES ? rows - m : LANES;
-    const char* row[LANES];
-    for (int64_t r = 0; r < LANES; ++r) row[r] = a.base + (m + (r < count ? r : count - 1)) * a.row_stride * 2;
-    const int64_t next = rows - m - LANES;
-    Ahead ahead;
-    if (next > 0) ahead = PairWords::ahead(a, m + LANES, next < LANES ? next : LANES, depth);
-    Vec sum[COLUMNS], run[COLUMNS] = {};
-    get_columns(sum, c + m * ldc, ldc, count, accumulate);
-    for (int64_t k = 0; k < depth; k += STEP) {
-      Vec block[LANES];
-      const int64_t width = depth - k < STEP ? depth - k : STEP;
-      if (width == STEP) {
-#pragma GCC unroll 16
-        for (int r = 0; r < LANES; ++r) {
-          ahead.fetch();
-          block[r] = load(reinterpret_cast<const float*>(row[r] + k * 2));
-        }
-      } else {
-        for (int r = 0; r < LANES; ++r) block[r] = load_first_pairs(row[r] + k * 2, width);
-      }
-      transpose(block);
-      const float* right = b + k / 2 * ldb;
-      if (width == STEP) {
-#pragma GCC unroll 16
-        for (int j = 0; j < LANES; ++j) {
-#pragma GCC unroll 8
-          for (int n = 0; n < COLUMNS; ++n) run[n] = dot_pair(block[j], splat_word(right + j * ldb + n), run[n]);
-        }
-      } else {
-        for (int64_t j = 0; j < (width + 1) / 2; ++j)
-          for (int n = 0; n < COLUMNS; ++n) run[n] = dot_pair(block[j], splat_word(right + j * ldb + n), run[n]);
-      }
-      if ((k + STEP) % (2 * PairWords::RUN) == 0 || k + STEP >= depth)
-        end_run(sum, run, !accumulate && k < 2 * PairWords::RUN);
+// The 128-bit quarters of 4 vectors, exchanged: quarter j of v[i] changes place with quarter i of v[j].
+MOE_INLINE void transpose_quarters(Vec (&v)[4]) {
+  const auto pick = [](Vec a, Vec b, auto code) {
+    return reinterpret_cast<Vec>(
+        _mm512_shuffle_f32x4(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), decltype(code)::value));
+  };
+  using Even = std::integral_constant<int, 0x88>;
+  using Odd = std::integral_constant<int, 0xdd>;
+  const Vec even01 = pick(v[0], v[1], Even{}), odd01 = pick(v[0], v[1], Odd{});
+  const Vec even23 = pick(v[2], v[3], Even{}), odd23 = pick(v[2], v[3], Odd{});
+  v[0] = pick(even01, even23, Even{});
+  v[1] = pick(odd01, odd23, Even{});
+  v[2] = pick(even01, even23, Odd{});
+  v[3] = pick(odd01, odd23, Odd{});
+}
+
+// Four words of a column, in every quarter.
+MOE_INLINE Vec splat_four(const float* p) {
+  return reinterpret_cast<Vec>(_mm512_broadcast_f32x4(_mm_loadu_ps(p)));
+}
+
+// The first `count` of them, the others zero.
+MOE_INLINE Vec splat_first_of_four(const float* p, int64_t count) {
+  const __mmask8 mask = count >= 4 ? 0xf : count > 0 ? static_cast<__mmask8>((1u << count) - 1) : 0;
+  return reinterpret_cast<Vec>(_mm512_broadcast_f32x4(_mm_maskz_loadu_ps(mask, p)));
+}
+
+// Adds the slots (lanes of a quarter) of 4 rows (quarters) to a column of c, in turn.
+MOE_INLINE void add_slots(float* c, int64_t ldc, int64_t rows, Vec sums, bool accumulate) {
+  float lane[LANES];
+  store(lane, sums);
+  for (int64_t r = 0; r < rows; ++r) {
+    float total = lane[4 * r];
+    if (accumulate) total = c[r * ldc] + total;
+    for (int s = 1; s < 4; ++s) total += lane[4 * r + s];
+    c[r * ldc] = total;
+  }
+}
+
+// GROUPS times 4 rows by 16 words. A lane is one slot of one row.
+template <int COLUMNS, int GROUPS, bool WHOLE>
+MOE_INLINE void few_pairs_step(Vec (&sum)[GROUPS][COLUMNS], const char* const* row, int64_t k, int64_t width, const float* b,
+                               Ahead& ahead) {
+  Vec block[GROUPS][4];
+#pragma GCC unroll 4
+  for (int g = 0; g < GROUPS; ++g) {
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      ahead.fetch();
+      const char* at = row[4 * g + r] + k * 2;
+      block[g][r] = WHOLE ? load(reinterpret_cast<const float*>(at)) : load_first_pairs(at, width);
     }
-    put_columns(c + m * ldc, ldc, sum, count);
+    transpose_quarters(block[g]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+#pragma GCC unroll 10
+    for (int n = 0; n < COLUMNS; ++n) {
+      const float* at = b + k / 2 * COLUMNS + n * FEW_WORDS + 4 * j;
+      const Vec right = WHOLE ? splat_four(at) : splat_first_of_four(at, (width + 1) / 2 - 4 * j);
+#pragma GCC unroll 4
+      for (int g = 0; g < GROUPS; ++g) sum[g][n] = dot_pair(block[g][j], right, sum[g][n]);
+    }
+  }
+}
+
+template <int COLUMNS, int GROUPS>
+inline void few_pairs_by_rows(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
+                              bool accumulate) {
+  constexpr int64_t STEP = 2 * FEW_WORDS, HEIGHT = 4 * GROUPS;
+  for (int64_t m = 0; m < rows; m += HEIGHT) {
+    const int64_t count = rows - m < HEIGHT ? rows - m : HEIGHT, next = rows - m - HEIGHT;
+    const char* row[HEIGHT];
+    for (int64_t r = 0; r < HEIGHT; ++r) row[r] = a.base + (m + (r < count ? r : count - 1)) * a.row_stride * 2;
+    Ahead ahead;
+    if (next > 0) ahead = PairWords::ahead(a, m + HEIGHT, next < HEIGHT ? next : HEIGHT, depth);
+    for (int64_t begin = 0; begin < depth; begin += 2 * PairWords::RUN) {
+      const int64_t end = depth - begin < 2 * PairWords::RUN ? depth : begin + 2 * PairWords::RUN;
+      Vec sum[GROUPS][COLUMNS] = {};
+      int64_t k = begin;
+      for (; k + STEP <= end; k += STEP) few_pairs_step<COLUMNS, GROUPS, true>(sum, row, k, STEP, b, ahead);
+      if (k < end) few_pairs_step<COLUMNS, GROUPS, false>(sum, row, k, end - k, b, ahead);
+#pragma GCC unroll 4
+      for (int g = 0; g < GROUPS; ++g) {
+        if (4 * g >= count) break;
+#pragma GCC unroll 10
+        for (int n = 0; n < COLUMNS; ++n)
+          add_slots(c + (m + 4 * g) * ldc + n, ldc, count - 4 * g < 4 ? count - 4 * g : 4, sum[g][n], accumulate || begin > 0);
+      }
+    }
   }
 }
 
 // Rows of m side by side in memory: words of two of them are made in registers.
 template <int COLUMNS>
 inline void few_pairs_by_columns(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
-                                 int64_t ldb, bool accumulate) {
+                                 bool accumulate) {
   const int64_t stride = a.col_stride * 2;
-  for (int64_t m = 0; m < rows; m += 2 * LANES) {
-    // 32 rows fill a cache line.
-    const int64_t count = rows - m < 2 * LANES ? rows - m : 2 * LANES;
-    const int64_t first = count < LANES ? count : LANES, second = count - first;
-    Vec sum[2][COLUMNS], run[2][COLUMNS] = {};
-    get_columns(sum[0], c + m * ldc, ldc, first, accumulate);
-    get_columns(sum[1], c + (m + first) * ldc, ldc, second, accumulate);
-    const char* at = a.base + m * 2;
-    for (int64_t k = 0; k < depth; k += 2, at += 2 * stride) {
-      __builtin_prefetch(at + 16 * stride);
-      __builtin_prefetch(at + 17 * stride);
-      const bool last = k + 1 == depth;
-      Vec word[2];
-      word[0] = reinterpret_cast<Vec>(load_first_bits(at, first) | (last ? VecU{} : load_first_bits(at + stride, first) << 16));
-      word[1] = second == 0 ? Vec{}
-                            : reinterpret_cast<Vec>(load_first_bits(at + 32, second) |
-                                                    (last ? VecU{} : load_first_bits(at + stride + 32, second) << 16));
-#pragma GCC unroll 8
-      for (int n = 0; n < COLUMNS; ++n) {
-        const Vec right = splat_word(b + k / 2 * ldb + n);
-        run[0][n] = dot_pair(word[0], right, run[0][n]);
-        run[1][n] = dot_pair(word[1], right, run[1][n]);
+  for (int64_t m = 0; m < rows; m += LANES) {
+    const int64_t count = rows - m < LANES ? rows - m : LANES;
+    Vec sum[COLUMNS];
+    get_columns(sum, c + m * ldc, ldc, count, accumulate);
+    for (int64_t begin = 0; begin < depth; begin += 2 * PairWords::RUN) {
+      const int64_t end = depth - begin < 2 * PairWords::RUN ? depth : begin + 2 * PairWords::RUN;
+      Vec run[PairWords::SLOTS][COLUMNS] = {};
+      for (int64_t k = begin; k < end; k += 2 * PairWords::SLOTS) {
+#pragma GCC unroll 4
+        for (int s = 0; s < PairWords::SLOTS; ++s) {
+          if (k + 2 * s >= end) break;
+          const char* at = a.base + m * 2 + (k + 2 * s) * stride;
+          __builtin_prefetch(at + 16 * stride);
+          __builtin_prefetch(at + 17 * stride);
+          const VecU low = load_first_bits(at, count);
+          const VecU high = k + 2 * s + 1 < end ? load_first_bits(at + stride, count) : VecU{};
+          const Vec word = reinterpret_cast<Vec>(low | high << 16);
+#pragma GCC unroll 10
+          for (int n = 0; n < COLUMNS; ++n) run[s][n] = dot_pair(word, splat_word(b + few_word(COLUMNS, k / 2 + s, n)), run[s][n]);
+        }
       }
-      if ((k + 2) % (2 * PairWords::RUN) == 0 || k + 2 >= depth) {
-        end_run(sum[0], run[0], !accumulate && k < 2 * PairWords::RUN);
-        end_run(sum[1], run[1], !accumulate && k < 2 * PairWords::RUN);
-      }
+      for (int s = 0; s < PairWords::SLOTS && begin + 2 * s < end; ++s)
+        end_run(sum, run[s], !accumulate && begin == 0 && s == 0);
     }
-    put_columns(c + m * ldc, ldc, sum[0], first);
-    put_columns(c + (m + first) * ldc, ldc, sum[1], second);
+    put_columns(c + m * ldc, ldc, sum, count);
   }
 }
 
 template <int COLUMNS>
-inline void few_pairs(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, int64_t ldb,
+inline void few_pairs(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
                       int64_t columns, bool accumulate) {
   if constexpr (COLUMNS > 1) {
     if (columns < COLUMNS) {
-      few_pairs<COLUMNS - 1>(c, ldc, a, rows, depth, b, ldb, columns, accumulate);
+      few_pairs<COLUMNS - 1>(c, ldc, a, rows, depth, b, columns, accumulate);
       return;
     }
   }
   if (a.col_stride == 1)
-    few_pairs_by_rows<COLUMNS>(c, ldc, a, rows, depth, b, ldb, accumulate);
+    few_pairs_by_rows<COLUMNS, (COLUMNS <= 2 ? 4 : COLUMNS <= 8 ? 2 : 1)>(c, ldc, a, rows, depth, b, accumulate);
   else
-    few_pairs_by_columns<COLUMNS>(c, ldc, a, rows, depth, b, ldb, accumulate);
+    few_pairs_by_columns<COLUMNS>(c, ldc, a, rows, depth, b, accumulate);
 }
 
 inline void product_pairs(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
                           int64_t ldb, int64_t columns, bool accumulate, float* scratch) {
   if (columns <= FEW_PAIR_COLUMNS)
-    few_pairs<FEW_PAIR_COLUMNS>(c, ldc, a, rows, depth, b, ldb, columns, accumulate);
+    few_pairs<FEW_PAIR_COLUMNS>(c, ldc, a, rows, depth, b, columns, accumulate);
   else if (a.col_stride == 1)
     panel_by_rows<PairWords>(c, ldc, a, rows, depth, b, ldb, columns, accumulate, scratch);
   else
     panel_by_columns<PairWords>(c, ldc, a, rows, depth, b, ldb, columns, accumulate, scratch);
 }
 
-constexpr Form PAIRS = {DType::bf16,        2,
-                        TILE_ROWS,          FEW_PAIR_COLUMNS,
-                        PANEL_SCRATCH,      product_pairs,
-                        pack_columns_pairs, pack_rows_pairs,
-                        pack_block_pairs};
+constexpr Form PAIRS = {DType::bf16,
+                        PairWords::UNIT,
+                        PairWords::DEPTH,
+                        TILE_ROWS,
+                        FEW_PAIR_COLUMNS,
+                        PANEL_SCRATCH<PairWords>,
+                        product_pairs,
+                        pack_columns_pairs<FEW_PAIR_COLUMNS>,
+                        pack_rows_pairs,
+                        pack_block_pairs<FEW_PAIR_COLUMNS>};
 
 }  // namespace
 }  // namespace moe

@@ -5,8 +5,10 @@
 //
 //   UNIT              k in a word
 //   RUN               words that are summed from zero before they are added to the result
+//   SLOTS             a run has so many sums, of every SLOTS-th word, which are added to the result in turn
 //   SCALED            whether a run is multiplied by a factor of its own when it is added
 //   copy_row          (words, operand, row, first k, k's): a row's words
+//   direct            whether an operand's words lie in memory as they are wanted, and need no copying
 //   copy_columns      (words, operand, first row, rows, first k, k's): LANES rows side by side, for transposed operands
 //   multiply_add      (word in every lane, right, sum)
 //
@@ -34,8 +36,11 @@ constexpr int TILE_VECTORS = 3;
 static_assert(LANES % TILE_ROWS == 0, "a group of LANES rows is cut into whole tiles");
 
 // A row of the tile's words; the extra line keeps rows of one tile out of one cache set.
-constexpr int64_t ROW_PITCH = DEPTH + 16;
-constexpr int64_t PANEL_SCRATCH = TILE_ROWS * ROW_PITCH > DEPTH * LANES ? TILE_ROWS * ROW_PITCH : DEPTH * LANES;
+template <class Kind>
+constexpr int64_t ROW_PITCH = Kind::DEPTH + 16;
+template <class Kind>
+constexpr int64_t PANEL_SCRATCH = TILE_ROWS * ROW_PITCH<Kind> > Kind::DEPTH * LANES ? TILE_ROWS * ROW_PITCH<Kind>
+                                                                                    : Kind::DEPTH * LANES;
 
 // The part of a weight that the next tile will read, fetched in the order of its addresses while this tile computes.
 // Measured (Zen 4): 29 GB/s, where fetching a little ahead in each of 16 rows gives 24.
@@ -61,9 +66,10 @@ struct Ahead {
   }
 };
 
-// Left operand of a tile: words [row][k] with ROW_PITCH, or, with BY_ROWS false, [k][row] with LANES rows side by side.
+// Left operand of a tile: words [row][k], `pitch` apart, or, with BY_ROWS false, [k][row] with LANES rows side by side.
 struct Left {
   const float* words;
+  int64_t pitch;
   const float* scale;    // factor of (row, run) where the kind is SCALED
   int64_t scale_stride;  // from row to row
 };
@@ -76,32 +82,34 @@ inline __attribute__((noinline)) void panel_tile(const Left& left, const float* 
   const float* a = left.words;
   for (int64_t begin = 0, index = 0; begin < words; begin += Kind::RUN, ++index) {
     const int64_t end = words - begin < Kind::RUN ? words : begin + Kind::RUN;
-    Vec acc[TILE_ROWS][VECTORS] = {};
-    for (int64_t k = begin; k < end; ++k) {
-      if (k % STEPS_PER_LINE == 0) ahead.fetch();
-      Vec right[VECTORS];
+    for (int64_t slot = 0; slot < Kind::SLOTS; ++slot) {
+      Vec acc[TILE_ROWS][VECTORS] = {};
+      for (int64_t k = begin + slot, step = 0; k < end; k += Kind::SLOTS, ++step) {
+        if (step % STEPS_PER_LINE == 0) ahead.fetch();
+        Vec right[VECTORS];
 #pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v) right[v] = load(b + k * ldb + v * LANES);
+        for (int v = 0; v < VECTORS; ++v) right[v] = load(b + k * ldb + v * LANES);
+#pragma GCC unroll 8
+        for (int m = 0; m < TILE_ROWS; ++m) {
+          const Vec word = splat_word(BY_ROWS ? a + m * left.pitch + k : a + k * LANES + m);
+#pragma GCC unroll 8
+          for (int v = 0; v < VECTORS; ++v) acc[m][v] = Kind::multiply_add(word, right[v], acc[m][v]);
+        }
+      }
 #pragma GCC unroll 8
       for (int m = 0; m < TILE_ROWS; ++m) {
-        const Vec word = splat_word(BY_ROWS ? a + m * ROW_PITCH + k : a + k * LANES + m);
+        const Vec factor = Kind::SCALED ? splat(left.scale[m * left.scale_stride + index]) : Vec{};
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) acc[m][v] = Kind::multiply_add(word, right[v], acc[m][v]);
+        for (int v = 0; v < VECTORS; ++v) {
+          float* at = c + m * ldc + v * LANES;
+          if constexpr (Kind::SCALED)
+            store(at, accumulate ? fma(factor, acc[m][v], load(at)) : factor * acc[m][v]);
+          else
+            store(at, accumulate ? load(at) + acc[m][v] : acc[m][v]);
+        }
       }
+      accumulate = true;
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < TILE_ROWS; ++m) {
-      const Vec factor = Kind::SCALED ? splat(left.scale[m * left.scale_stride + index]) : Vec{};
-#pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v) {
-        float* at = c + m * ldc + v * LANES;
-        if constexpr (Kind::SCALED)
-          store(at, accumulate ? fma(factor, acc[m][v], load(at)) : factor * acc[m][v]);
-        else
-          store(at, accumulate ? load(at) + acc[m][v] : acc[m][v]);
-      }
-    }
-    accumulate = true;
   }
 }
 
@@ -133,16 +141,21 @@ inline void panel_strip(const Left& left, const float* b, int64_t ldb, int64_t w
 template <class Kind>
 inline void panel_by_rows(float* c, int64_t ldc, const typename Kind::Operand& a, int64_t rows, int64_t depth,
                           const float* b, int64_t ldb, int64_t columns, bool accumulate, float* scratch) {
-  const int64_t span = DEPTH * Kind::UNIT;
+  const int64_t span = Kind::DEPTH * Kind::UNIT;
   Ahead ahead;
   for (int64_t m = 0; m < rows; m += TILE_ROWS) {
     const int64_t left_rows = rows - m - TILE_ROWS;
     ahead = left_rows > 0 ? Kind::ahead(a, m + TILE_ROWS, left_rows < TILE_ROWS ? left_rows : TILE_ROWS, depth) : Ahead();
     for (int64_t k = 0; k < depth; k += span) {
       const int64_t part = depth - k < span ? depth - k : span;
-      for (int64_t r = 0; r < TILE_ROWS; ++r)
-        Kind::copy_row(scratch + r * ROW_PITCH, a, m + r < rows ? m + r : rows - 1, k, part);
-      panel_strip<Kind, true>(Kind::left(scratch, a, m, k), b + k / Kind::UNIT * ldb, ldb,
+      Left left = Kind::left(a, m, k);
+      if (left_rows < 0 || !Kind::direct(a, part)) {
+        for (int64_t r = 0; r < TILE_ROWS; ++r)
+          Kind::copy_row(scratch + r * ROW_PITCH<Kind>, a, m + r < rows ? m + r : rows - 1, k, part);
+        left.words = scratch;
+        left.pitch = ROW_PITCH<Kind>;
+      }
+      panel_strip<Kind, true>(left, b + k / Kind::UNIT * ldb, ldb,
                               (part + Kind::UNIT - 1) / Kind::UNIT, columns, c + m * ldc, ldc, accumulate || k > 0, ahead);
     }
   }
@@ -151,7 +164,7 @@ inline void panel_by_rows(float* c, int64_t ldc, const typename Kind::Operand& a
 template <class Kind>
 inline void panel_by_columns(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
                              int64_t ldb, int64_t columns, bool accumulate, float* scratch) {
-  const int64_t span = DEPTH * Kind::UNIT, item = item_size(a.dtype);
+  const int64_t span = Kind::DEPTH * Kind::UNIT, item = item_size(a.dtype);
   for (int64_t g = 0; g < rows; g += LANES) {
     const int64_t count = rows - g < LANES ? rows - g : LANES;
     for (int64_t k = 0; k < depth; k += span) {
@@ -161,7 +174,7 @@ inline void panel_by_columns(float* c, int64_t ldc, const Operand& a, int64_t ro
       if (g + LANES < rows)
         ahead = Ahead(a.base + (g + LANES + k * a.col_stride) * item, part, a.col_stride * item, LANES * item);
       for (int64_t m = 0; m < count; m += TILE_ROWS)
-        panel_strip<Kind, false>({scratch + m, nullptr, 0}, b + k / Kind::UNIT * ldb, ldb,
+        panel_strip<Kind, false>({scratch + m, LANES, nullptr, 0}, b + k / Kind::UNIT * ldb, ldb,
                                  (part + Kind::UNIT - 1) / Kind::UNIT, columns, c + (g + m) * ldc, ldc,
                                  accumulate || k > 0, ahead);
     }

@@ -15,12 +15,12 @@ inline void store_row(char* dst, DType dtype, const float* src, int64_t count) {
   if (i < count) store_first_as(dst + i * item, dtype, load_first(src + i, count - i), count - i);
 }
 
-inline void pack_rows_floats(float* dst, int64_t ld, const Rows& rows, int64_t count, int64_t first_column, int64_t columns,
-                   int64_t padded) {
+inline void pack_rows_floats(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column,
+                             int64_t columns) {
   const int64_t item = item_size(rows.dtype);
   for (int64_t i = 0; i < count; ++i) {
     const char* src = rows.at(i, first_column);
-    float* to = dst + i * ld;
+    float* to = b + i * ldb;
     const Vec factor = splat(rows.scale ? rows.scale[i] : 1.0f);
     int64_t j = 0;
     for (; j + LANES <= columns; j += LANES) store(to + j, load_as(src + j * item, rows.dtype) * factor);
@@ -28,7 +28,7 @@ inline void pack_rows_floats(float* dst, int64_t ld, const Rows& rows, int64_t c
       store_first(to + j, load_first_as(src + j * item, rows.dtype, columns - j) * factor, columns - j);
       j = columns;
     }
-    for (; j < padded; ++j) to[j] = 0.0f;
+    for (; j < ldb; ++j) to[j] = 0.0f;
   }
 }
 
@@ -101,8 +101,28 @@ inline void scatter_transposed(char* out, DType dtype, int64_t out_stride, const
   }
 }
 
-inline void pack_block_floats(float* b, const float* src, int64_t ld, int64_t depth) {
-  std::memcpy(b, src, static_cast<size_t>(ld * depth) * sizeof(float));
+inline void pack_columns_floats(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column,
+                                int64_t columns) {
+  if (count > FEW_COLUMNS) {
+    gather_transposed(b, ldb, rows, count, first_column, columns);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const Vec factor = splat(rows.scale ? rows.scale[i] : 1.0f);
+    for (int64_t j = 0; j < columns; j += LANES) {
+      const int64_t width = columns - j < LANES ? columns - j : LANES;
+      store_first(b + few_word(count, j, i), load_first_as(rows.at(i, first_column + j), rows.dtype, width) * factor, width);
+    }
+  }
+}
+
+inline void pack_block_floats(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth, int64_t columns) {
+  if (columns > FEW_COLUMNS) {
+    std::memcpy(b + first * ldb, src, static_cast<size_t>(ld * depth) * sizeof(float));
+    return;
+  }
+  for (int64_t n = 0; n < columns; ++n)
+    for (int64_t k = 0; k < depth; ++k) b[few_word(columns, first + k, n)] = src[k * ld + n];
 }
 
 inline void add_scaled(float* dst, float factor, const char* src, DType dtype, int64_t count) {

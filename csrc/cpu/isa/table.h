@@ -9,10 +9,15 @@
 namespace moe {
 namespace {
 
-constexpr Form FLOATS = {DType::f32,        1,
-                         TILE_ROWS,         FEW_COLUMNS,
-                         PANEL_SCRATCH,     product_floats,
-                         gather_transposed, pack_rows_floats,
+constexpr Form FLOATS = {DType::f32,
+                         FloatWords::UNIT,
+                         FloatWords::DEPTH,
+                         TILE_ROWS,
+                         FEW_COLUMNS,
+                         PANEL_SCRATCH<FloatWords>,
+                         product_floats,
+                         pack_columns_floats,
+                         pack_rows_floats,
                          pack_block_floats};
 
 constexpr Kernels make_table(const char* name, const Form* pairs = nullptr) {
