@@ -12,6 +12,7 @@ namespace py = pybind11;
 
 namespace {
 
+using moe::QuantizedView;
 using moe::TensorView;
 using Unlocked = py::call_guard<py::gil_scoped_release>;
 
@@ -21,7 +22,7 @@ TensorView make_view(uintptr_t address, const py::tuple& shape, const py::tuple&
     throw moe::Error("View: expected as many strides as sizes, at most " + std::to_string(TensorView::MAX_DIMS) +
                      ", got " + std::to_string(shape.size()) + " sizes and " + std::to_string(strides.size()) +
                      " strides");
-  if (dtype < 0 || dtype > static_cast<int>(moe::DType::boolean))
+  if (dtype < 0 || dtype > static_cast<int>(moe::DType::i8))
     throw moe::Error("View: unknown dtype code " + std::to_string(dtype));
   view.data = reinterpret_cast<char*>(address);
   view.dims = static_cast<int32_t>(shape.size());
@@ -32,6 +33,14 @@ TensorView make_view(uintptr_t address, const py::tuple& shape, const py::tuple&
   }
   if (PyErr_Occurred()) throw py::error_already_set();
   return view;
+}
+
+QuantizedView make_quantized(int format, const TensorView& data, const TensorView& scale, const TensorView* nested_scale,
+                             const TensorView* nested_code, float offset, int64_t columns) {
+  if (format != 1 && format != 2) throw moe::Error("Quantized: unknown format " + std::to_string(format));
+  const bool nested = nested_scale && nested_code;
+  return {format == 1 ? moe::DType::nf4 : moe::DType::i8, data, scale, nested, nested ? *nested_scale : TensorView{},
+          nested ? *nested_code : TensorView{}, offset, columns};
 }
 
 moe::Activation activation_from(int code) {
@@ -67,7 +76,8 @@ void bind_grouped(py::module_& m) {
       [](const TensorView& x, const TensorView& w, const TensorView& offsets, bool transposed,
          const TensorView* row_token, const TensorView* bias, const TensorView* row_scale, const TensorView* slot_row,
          const TensorView* base, const TensorView& out, int threads) {
-        moe::grouped_mm({x, w, offsets, transposed, row_token, bias, row_scale, slot_row}, base, out, threads);
+        const moe::Weight weight(w, transposed);
+        moe::grouped_mm({x, weight, offsets, row_token, bias, row_scale, slot_row}, base, out, threads);
       },
       Unlocked());
   m.def(
@@ -76,10 +86,41 @@ void bind_grouped(py::module_& m) {
          const TensorView* row_token, const TensorView* bias, const TensorView* row_scale, const TensorView* slot_row,
          const TensorView* grad_x, const TensorView* grad_w, const TensorView* grad_bias,
          const TensorView* grad_row_scale, int threads) {
-        moe::grouped_mm_backward(grad, {x, w, offsets, transposed, row_token, bias, row_scale, slot_row}, grad_x,
-                                 grad_w, grad_bias, grad_row_scale, threads);
+        const moe::Weight weight(w, transposed);
+        moe::grouped_mm_backward(grad, {x, weight, offsets, row_token, bias, row_scale, slot_row}, grad_x, grad_w,
+                                 grad_bias, grad_row_scale, threads);
       },
       Unlocked());
+  m.def(
+      "grouped_mm_quantized",
+      [](const TensorView& x, const QuantizedView& w, const TensorView& offsets, const TensorView* row_token,
+         const TensorView* bias, const TensorView* row_scale, const TensorView* slot_row, const TensorView* base,
+         bool dynamic, const TensorView& out, int threads) {
+        const moe::Weight weight(w);
+        moe::grouped_mm({x, weight, offsets, row_token, bias, row_scale, slot_row, dynamic}, base, out, threads);
+      },
+      Unlocked());
+  m.def(
+      "grouped_mm_quantized_backward",
+      [](const TensorView& grad, const TensorView& x, const QuantizedView& w, const TensorView& offsets,
+         const TensorView* row_token, const TensorView* bias, const TensorView* row_scale, const TensorView* slot_row,
+         const TensorView* grad_x, const TensorView* grad_bias, const TensorView* grad_row_scale, int threads) {
+        const moe::Weight weight(w);
+        moe::grouped_mm_backward(grad, {x, weight, offsets, row_token, bias, row_scale, slot_row}, grad_x, nullptr,
+                                 grad_bias, grad_row_scale, threads);
+      },
+      Unlocked());
+}
+
+void run_experts(const TensorView& x, const TensorView& indices, const TensorView& weights,
+                 const moe::ExpertWeights& experts, const TensorView& out, const TensorView* pre,
+                 const TensorView* offsets, const TensorView* row_token, const TensorView* slot_row, int threads) {
+  if (!pre || !offsets || !row_token || !slot_row) {
+    moe::fused_experts(x, indices, weights, experts, out, nullptr, threads);
+    return;
+  }
+  const moe::Saved saved{*pre, *offsets, *row_token, *slot_row};
+  moe::fused_experts(x, indices, weights, experts, out, &saved, threads);
 }
 
 void bind_experts(py::module_& m) {
@@ -89,14 +130,10 @@ void bind_experts(py::module_& m) {
          const TensorView& down, const TensorView* gate_up_bias, const TensorView* down_bias, int activation,
          bool interleaved, bool transposed, const TensorView& out, const TensorView* pre, const TensorView* offsets,
          const TensorView* row_token, const TensorView* slot_row, int threads) {
-        const moe::ExpertWeights experts{gate_up,     down,       gate_up_bias, down_bias, activation_from(activation),
-                                         interleaved, transposed};
-        if (!pre || !offsets || !row_token || !slot_row) {
-          moe::fused_experts(x, indices, weights, experts, out, nullptr, threads);
-          return;
-        }
-        const moe::Saved saved{*pre, *offsets, *row_token, *slot_row};
-        moe::fused_experts(x, indices, weights, experts, out, &saved, threads);
+        const moe::Weight up_weight(gate_up, transposed), down_weight(down, transposed);
+        run_experts(x, indices, weights,
+                    {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved}, out,
+                    pre, offsets, row_token, slot_row, threads);
       },
       Unlocked());
   m.def(
@@ -107,11 +144,39 @@ void bind_experts(py::module_& m) {
          bool interleaved, bool transposed, const TensorView* grad_x, const TensorView* grad_weights,
          const TensorView* grad_gate_up, const TensorView* grad_down, const TensorView* grad_gate_up_bias,
          const TensorView* grad_down_bias, int threads) {
+        const moe::Weight up_weight(gate_up, transposed), down_weight(down, transposed);
         moe::fused_experts_backward(
             grad, x, weights,
-            {gate_up, down, gate_up_bias, down_bias, activation_from(activation), interleaved, transposed},
+            {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved},
             {pre, offsets, row_token, slot_row},
             {grad_x, grad_weights, grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias}, threads);
+      },
+      Unlocked());
+  m.def(
+      "fused_experts_quantized",
+      [](const TensorView& x, const TensorView& indices, const TensorView& weights, const QuantizedView& gate_up,
+         const QuantizedView& down, const TensorView* gate_up_bias, const TensorView* down_bias, int activation,
+         bool interleaved, bool dynamic, const TensorView& out, const TensorView* pre, const TensorView* offsets,
+         const TensorView* row_token, const TensorView* slot_row, int threads) {
+        const moe::Weight up_weight(gate_up), down_weight(down);
+        run_experts(x, indices, weights,
+                    {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved, dynamic},
+                    out, pre, offsets, row_token, slot_row, threads);
+      },
+      Unlocked());
+  m.def(
+      "fused_experts_quantized_backward",
+      [](const TensorView& grad, const TensorView& x, const TensorView& weights, const QuantizedView& gate_up,
+         const QuantizedView& down, const TensorView* gate_up_bias, const TensorView* down_bias, const TensorView& pre,
+         const TensorView& offsets, const TensorView& row_token, const TensorView& slot_row, int activation,
+         bool interleaved, const TensorView* grad_x, const TensorView* grad_weights,
+         const TensorView* grad_gate_up_bias, const TensorView* grad_down_bias, int threads) {
+        const moe::Weight up_weight(gate_up), down_weight(down);
+        moe::fused_experts_backward(
+            grad, x, weights,
+            {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved},
+            {pre, offsets, row_token, slot_row},
+            {grad_x, grad_weights, nullptr, nullptr, grad_gate_up_bias, grad_down_bias}, threads);
       },
       Unlocked());
 }
@@ -122,6 +187,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of moe_kernels. Called through moe_kernels.native.";
   py::class_<TensorView>(m, "View", "An address, a shape, strides in elements and a dtype code (moe_kernels.native).")
       .def(py::init(&make_view));
+  py::class_<QuantizedView>(m, "Quantized", "A stack of expert matrices in NF4 (format 1) or int8 (format 2).")
+      .def(py::init(&make_quantized));
   bind_gating(m);
   bind_rows(m);
   bind_grouped(m);

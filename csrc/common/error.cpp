@@ -15,6 +15,12 @@ const char* dtype_name(DType dtype) {
       return "int32";
     case DType::i64:
       return "int64";
+    case DType::u8:
+      return "uint8";
+    case DType::i8:
+      return "int8";
+    case DType::nf4:
+      return "nf4";
     case DType::boolean:
       return "bool";
   }
@@ -66,7 +72,7 @@ void check_type(const char* op, const char* name, const TensorView& view, DType 
     fail(op, name, wanted((std::string("contiguous ") + dtype_name(dtype)).c_str(), shape), view);
 }
 
-void check_weight(const char* op, const char* name, const TensorView& view, std::initializer_list<int64_t> shape) {
+void check_strided(const char* op, const char* name, const TensorView& view, std::initializer_list<int64_t> shape) {
   const bool unit = view.dims == 3 && (view.strides[1] == 1 || view.strides[2] == 1 || view.numel() == 0);
   if (!is_float(view.dtype) || !same_shape(view, shape) || !unit)
     fail(op, name, wanted("float32, bfloat16 or float16 with a unit stride in one of the last two dimensions,", shape),

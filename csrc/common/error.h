@@ -21,6 +21,6 @@ void check_type(const char* op, const char* name, const TensorView& view, DType 
                 std::initializer_list<int64_t> shape);
 
 // Throws unless `view` is a float tensor (E, rows, columns) whose inner two dimensions have one unit stride.
-void check_weight(const char* op, const char* name, const TensorView& view, std::initializer_list<int64_t> shape);
+void check_strided(const char* op, const char* name, const TensorView& view, std::initializer_list<int64_t> shape);
 
 }  // namespace moe

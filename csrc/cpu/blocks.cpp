@@ -27,18 +27,19 @@ constexpr int64_t PACKED = 64 * 1024;
 
 }  // namespace
 
-TaskScratch::TaskScratch(const Kernels& kernels, const Form& form, int64_t block, int pieces) {
+TaskScratch::TaskScratch(const Kernels& kernels, const Form& form, int64_t block, int pieces, int64_t weight_floats) {
   const int64_t pitch = CHUNK_ROWS + kernels.lanes;
   // The inner kernel may write up to a whole tile of spare rows.
   const int64_t result_size = (block + form.tile_rows) * pitch;
   const int64_t inner_size = (form.scratch + 15) / 16 * 16;
   const int64_t extra_size = 2 * (BLOCK_ROWS + CHUNK_ROWS);
   const int64_t packed_size = std::max(PACKED, form.depth * pitch);
-  const int64_t total = packed_size + pieces * result_size + inner_size + extra_size;
+  const int64_t total = packed_size + pieces * result_size + inner_size + extra_size + weight_floats;
   packed = static_cast<float*>(thread_scratch(static_cast<size_t>(total) * sizeof(float)));
   for (int p = 0; p < PIECES; ++p) result[p] = p < pieces ? packed + packed_size + p * result_size : nullptr;
   inner = packed + packed_size + pieces * result_size;
   extra = inner + inner_size;
+  weight = extra + extra_size;
 }
 
 void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows, int64_t depth,
@@ -48,7 +49,8 @@ void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int
   if (depth == 0)
     for (int p = 0; p < pieces; ++p) std::memset(scratch.result[p], 0, static_cast<size_t>(rows * pitch) * sizeof(float));
   // Few columns take long stretches of a weight's row at once, which memory likes best.
-  const int64_t step = std::max<int64_t>(PACKED / std::max<int64_t>(pitch, 1) / form.depth, 1) * form.depth * form.unit;
+  const int64_t cuts = form.whole() ? 0 : std::max<int64_t>(PACKED / std::max<int64_t>(pitch, 1) / form.depth, 1);
+  const int64_t step = form.whole() ? std::max<int64_t>(depth, 1) : cuts * form.depth * form.unit;
   for (int64_t k = 0; k < depth; k += step) {
     const int64_t part = std::min(step, depth - k);
     const float* b = scratch.packed;
@@ -59,6 +61,14 @@ void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int
     for (int p = 0; p < pieces; ++p)
       form.product(scratch.result[p], pitch, a[p].at(0, k), rows, part, b, pitch, chunk.count, k > 0, scratch.inner);
   }
+}
+
+void pack_whole(const Form& form, const Chunks& chunks, const Rows& rows, int64_t depth, float* packed, int threads) {
+  parallel_for(static_cast<int64_t>(chunks.list.size()), threads, [&](int64_t index) {
+    const Chunk& chunk = chunks.list[index];
+    form.pack_columns(packed + chunk.columns_before * form.words(depth), chunk.pitch, rows.from(chunk.first), chunk.count,
+                      0, depth);
+  });
 }
 
 void pack_block(const Form& form, float* packed, const Chunk& chunk, int64_t depth, int64_t first, const float* block,

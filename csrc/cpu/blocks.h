@@ -10,6 +10,7 @@
 #include "common/thread_pool.h"
 #include "dispatch.h"
 #include "plan.h"
+#include "weight.h"
 
 namespace moe {
 
@@ -17,19 +18,6 @@ namespace moe {
 // second-level cache together.
 constexpr int64_t BLOCK_ROWS = 128;
 
-// A weight (E, O, H), or (E, H, O) with `transposed`, in whichever of its strides it has.
-struct Weight {
-  const TensorView* view;
-  bool transposed;
-
-  int64_t rows() const { return view->shape[transposed ? 2 : 1]; }     // O
-  int64_t columns() const { return view->shape[transposed ? 1 : 2]; }  // H
-  int64_t row_stride() const { return view->strides[transposed ? 2 : 1]; }
-  int64_t column_stride() const { return view->strides[transposed ? 1 : 2]; }
-  // Left operand (O, H) of y = W x, and (H, O) of dx = Wᵀ dy.
-  Operand forward(int64_t expert) const { return {view->row(expert), view->dtype, row_stride(), column_stride()}; }
-  Operand backward(int64_t expert) const { return {view->row(expert), view->dtype, column_stride(), row_stride()}; }
-};
 
 // The right operand of a chunk's product: rows to be gathered, or a chunk-wise packed tensor [word][pitch].
 struct Right {
@@ -57,20 +45,24 @@ inline double product_time(double weights, double products) { return weights / 7
 // All (chunk, block) pairs with the chunks of one weight block side by side. `quantum` divides every block but the last.
 std::vector<Task> cut_into_tasks(const Chunks& chunks, int64_t rows, int64_t largest, int64_t quantum, int threads);
 
-// Scratch of one task: packed activations, results of `pieces` blocks, and what the inner kernel needs.
+// Scratch of one task: packed activations, results of `pieces` blocks, and what the inner kernel and the weight need.
 struct TaskScratch {
   static constexpr int PIECES = 4;
-  TaskScratch(const Kernels& kernels, const Form& form, int64_t block, int pieces);
+  TaskScratch(const Kernels& kernels, const Form& form, int64_t block, int pieces, int64_t weight_floats = 0);
 
   float* packed;
   float* result[PIECES];
   float* inner;
-  float* extra;  // 2 · (BLOCK_ROWS + CHUNK_ROWS) floats for the epilogue's own use
+  float* extra;   // 2 · (BLOCK_ROWS + CHUNK_ROWS) floats for the epilogue's own use
+  float* weight;  // `weight_floats` floats
 };
 
 // result[p][m][n] = Σ_k a[p](m, k) · right(k, n) for m < rows and the chunk's columns n; the pitch is the chunk's.
 void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows,
                    int64_t depth, const Chunk& chunk, const Right& right);
+
+// Packs whole rows of `depth` values into a chunk-wise packed tensor, for a form that cannot cut them.
+void pack_whole(const Form& form, const Chunks& chunks, const Rows& rows, int64_t depth, float* packed, int threads);
 
 // Puts rows [first, first + rows) of a block [row][pitch] into a chunk-wise packed tensor of `depth` rows.
 void pack_block(const Form& form, float* packed, const Chunk& chunk, int64_t depth, int64_t first, const float* block,

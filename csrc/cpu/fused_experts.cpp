@@ -6,21 +6,24 @@ namespace moe {
 namespace {
 
 // act [chunk][word of i][row] = activation of the pre-activation, which also goes to `pre` (N, wide) where wanted.
-void up_projection(const Kernels& kern, const Form& form, const ExpertShape& shape, const ExpertWeights& experts, const Rows& x,
-                   const Chunks& chunks, float* act, const TensorView* pre, int threads) {
+// Where the form packs whole rows only, x comes packed, and act goes to rows (N, I) in float32.
+void up_projection(const Kernels& kern, const Form& form, const ExpertShape& shape, const ExpertWeights& experts,
+                   const Right& x, const Chunks& chunks, float* act, const TensorView* pre, int threads) {
   // Interleaved gate and up rows are one block of twice the rows, separate halves are two blocks.
   const int pieces = shape.gated && !experts.interleaved ? 2 : 1;
   const int64_t fold = experts.interleaved ? 2 : 1, largest = BLOCK_ROWS / (shape.gated ? 2 : 1);
-  const std::vector<Task> tasks = cut_into_tasks(chunks, shape.inner, largest, kern.lanes, threads);
+  const std::vector<Task> tasks = cut_into_tasks(chunks, shape.inner, largest, std::max(kern.lanes, form.quantum), threads);
   parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
     const Task task = tasks[index];
     const Chunk& chunk = chunks.list[task.chunk];
     const int64_t pitch = chunk.pitch, height = fold * task.count;
-    TaskScratch scratch(kern, form, BLOCK_ROWS / pieces, pieces);
+    const int64_t factors = shape.gate_up.forward_floats(height);
+    TaskScratch scratch(kern, form, BLOCK_ROWS / pieces, pieces, pieces * factors);
     const int64_t first[2] = {fold * task.first, shape.inner + task.first};
     Operand left[2];
-    for (int p = 0; p < pieces; ++p) left[p] = shape.gate_up.forward(chunk.expert).at(first[p], 0);
-    block_product(form, scratch, left, pieces, height, shape.hidden, chunk, Right::gathered(x));
+    for (int p = 0; p < pieces; ++p)
+      left[p] = shape.gate_up.forward(kern, chunk.expert, first[p], height, scratch.weight + p * factors);
+    block_product(form, scratch, left, pieces, height, shape.hidden, chunk, x);
     for (int p = 0; p < pieces; ++p) {
       float* block = scratch.result[p];
       if (experts.gate_up_bias)
@@ -38,7 +41,11 @@ void up_projection(const Kernels& kern, const Form& form, const ExpertShape& sha
         kern.activate(experts.activation, to + m * pitch, gate, gate + pitch, pitch);
       }
     }
-    pack_block(form, act, chunk, shape.inner, task.first, to, task.count);
+    if (!form.whole())
+      pack_block(form, act, chunk, shape.inner, task.first, to, task.count);
+    else
+      kern.scatter_transposed(reinterpret_cast<char*>(act + chunk.first * shape.inner + task.first), DType::f32,
+                              shape.inner, to, pitch, chunk.count, task.count);
   });
 }
 
@@ -49,9 +56,9 @@ void down_projection(const Kernels& kern, const Form& form, const ExpertShape& s
   parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
     const Task task = tasks[index];
     const Chunk& chunk = chunks.list[task.chunk];
-    TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
+    TaskScratch scratch(kern, form, BLOCK_ROWS, 1, shape.down.forward_floats(task.count));
     const int64_t row = first + task.first;
-    const Operand left = shape.down.forward(chunk.expert).at(row, 0);
+    const Operand left = shape.down.forward(kern, chunk.expert, row, task.count, scratch.weight);
     block_product(form, scratch, &left, 1, task.count, shape.inner, chunk, Right::of(act));
     if (experts.down_bias)
       add_row_bias(kern, scratch.result[0], chunk.pitch, task.count, *experts.down_bias, chunk.expert, row);
@@ -67,7 +74,7 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
   const char* op = "fused_experts";
   const Kernels& kern = kernels();
   const ExpertShape shape(op, x, experts, indices.shape[1]);
-  const Form& form = kern.form(experts.down.dtype);
+  const Form& form = kern.form(experts.down.dtype(), x.dtype, experts.dynamic);
   check_type(op, "indices", indices, indices.dtype == DType::i64 ? DType::i64 : DType::i32, {shape.tokens, -1});
   check_type(op, "weights", weights, DType::f32, {shape.tokens, shape.slots});
   check_float(op, "out", out, {shape.tokens, shape.hidden});
@@ -89,8 +96,14 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
 
   const Slices slices(N, shape.hidden, kern.lanes);
   const int64_t act_words = chunks.columns * form.words(shape.inner);
-  Workspace workspace(Workspace::padded<float>(act_words) + Workspace::padded<float>(slices.floats));
+  // Forms for whole rows pack x before, and keep the activation as rows until they are complete.
+  const int64_t x_words = form.whole() ? chunks.columns * form.words(shape.hidden) : 0;
+  const int64_t act_floats = form.whole() ? N * shape.inner : 0;
+  Workspace workspace(Workspace::padded<float>(act_words) + Workspace::padded<float>(x_words) +
+                      Workspace::padded<float>(act_floats) + Workspace::padded<float>(slices.floats));
   float* act = workspace.take<float>(act_words);
+  float* x_packed = workspace.take<float>(x_words);
+  float* act_rows = workspace.take<float>(act_floats);
   float* y = workspace.take<float>(slices.floats);
 
   double hit = 0.0;
@@ -99,7 +112,15 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
   threads = threads_for(threads, product_time(size * hit, size * static_cast<double>(N)));
 
   const Rows tokens{x.data, x.dtype, shape.hidden, row_token, nullptr};
-  up_projection(kern, form, shape, experts, tokens, chunks, act, saved ? &saved->pre : nullptr, threads);
+  const TensorView* pre = saved ? &saved->pre : nullptr;
+  if (form.whole()) {
+    pack_whole(form, chunks, tokens, shape.hidden, x_packed, threads);
+    up_projection(kern, form, shape, experts, Right::of(x_packed), chunks, act_rows, pre, threads);
+    pack_whole(form, chunks, {reinterpret_cast<const char*>(act_rows), DType::f32, shape.inner, nullptr, nullptr},
+               shape.inner, act, threads);
+  } else {
+    up_projection(kern, form, shape, experts, Right::gathered(tokens), chunks, act, pre, threads);
+  }
   const TokenRows token_rows{slot_row, shape.slots, nullptr, nullptr};
   for (int64_t first = 0; first < shape.hidden; first += slices.width) {
     const int64_t count = std::min(slices.width, shape.hidden - first);

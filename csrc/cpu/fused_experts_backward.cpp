@@ -30,8 +30,8 @@ void activation_backward(const Kernels& kern, const Form& form, const ExpertShap
     const Task task = tasks[index];
     const Chunk& chunk = chunks.list[task.chunk];
     const int64_t pitch = chunk.pitch, step = interleaved ? 2 * pitch : pitch;
-    TaskScratch scratch(kern, form, PARTIAL, 4);
-    const Operand left = shape.down.backward(chunk.expert).at(task.first, 0);
+    TaskScratch scratch(kern, form, PARTIAL, 4, shape.down.backward_floats(task.count));
+    const Operand left = shape.down.backward(kern, form, chunk.expert, task.first, task.count, scratch.weight);
     block_product(form, scratch, &left, 1, task.count, shape.hidden, chunk, Right::gathered(grad));
 
     // The pre-activation is read into the place of its gradient.
@@ -95,12 +95,13 @@ void input_gradient(const Kernels& kern, const Form& form, const ExpertShape& sh
                     const float* grad_pre, const TokenRows& token_rows, float* y, int64_t slice, const TensorView& out, int threads) {
   for (int64_t first = 0; first < shape.hidden; first += slice) {
     const int64_t count = std::min(slice, shape.hidden - first);
-    const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, kern.lanes, threads);
+    const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, shape.gate_up.quantized ? NF4_BLOCK : kern.lanes, threads);
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
       const Task task = tasks[index];
       const Chunk& chunk = chunks.list[task.chunk];
-      TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
-      const Operand left = shape.gate_up.backward(chunk.expert).at(first + task.first, 0);
+      TaskScratch scratch(kern, form, BLOCK_ROWS, 1, shape.gate_up.backward_floats(task.count));
+      const Operand left =
+          shape.gate_up.backward(kern, form, chunk.expert, first + task.first, task.count, scratch.weight);
       block_product(form, scratch, &left, 1, task.count, shape.wide, chunk, Right::of(grad_pre));
       kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
                               scratch.result[0], chunk.pitch, chunk.count, task.count);
@@ -133,7 +134,7 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   const int32_t* slot_row = saved.slot_row.as<const int32_t>();
 
   // A word may not hold a gate's last value and an up's first.
-  const Form& form = shape.inner % 2 ? kern.floats : kern.form(experts.down.dtype);
+  const Form& form = shape.inner % 2 ? *kern.floats : kern.form(shape.down.quantized ? x.dtype : shape.down.dtype(), x.dtype);
   const Chunks chunks = cut_into_chunks(kern, form, offsets, shape.count);
   const Slices slices(N, shape.hidden, kern.lanes);
   const int64_t partials = (shape.inner + PARTIAL - 1) / PARTIAL * N;
@@ -163,11 +164,11 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
                    *gradients.x, threads);
   if (gradients.gate_up)
     weight_gradient(kern, form, chunks, inner.grad_left, shape.wide, x_rows, shape.hidden, *gradients.gate_up,
-                    experts.transposed, threads);
+                    shape.gate_up.transposed, threads);
   if (gradients.down)
     // down is (H, I) where gate_up is (2I, H): its gradient comes out with rows and columns exchanged.
     weight_gradient(kern, form, chunks, inner.act_left, shape.inner, grad_rows, shape.hidden, *gradients.down,
-                    !experts.transposed, threads);
+                    !shape.down.transposed, threads);
   if (gradients.gate_up_bias)
     bias_gradient(kern, form, chunks, inner.grad_left, shape.wide, nullptr, *gradients.gate_up_bias, threads);
   if (gradients.down_bias)

@@ -44,13 +44,14 @@ void input_gradient(const Kernels& kern, const Form& form, const GroupedShape& s
   float* y = workspace.take<float>(slices.floats);
   for (int64_t first = 0; first < shape.inputs; first += slices.width) {
     const int64_t count = std::min(slices.width, shape.inputs - first);
-    const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, kern.lanes, threads);
+    const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, shape.w.quantized ? NF4_BLOCK : kern.lanes, threads);
     shape.zero_unowned(y, count);
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
       const Task task = tasks[index];
       const Chunk& chunk = chunks.list[task.chunk];
-      TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
-      const Operand left = shape.w.backward(chunk.expert).at(first + task.first, 0);
+      TaskScratch scratch(kern, form, BLOCK_ROWS, 1, shape.w.backward_floats(task.count));
+      const Operand left =
+          shape.w.backward(kern, form, chunk.expert, first + task.first, task.count, scratch.weight);
       block_product(form, scratch, &left, 1, task.count, shape.outputs, chunk, Right::of(dy));
       kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
                               scratch.result[0], chunk.pitch, chunk.count, task.count);
@@ -77,7 +78,7 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   const Kernels& kern = kernels();
   const GroupedShape shape(op, a);
   check_float(op, "grad", grad, {a.slot_row ? a.slot_row->shape[0] : shape.rows, shape.outputs});
-  const Form& form = kern.form(a.w.dtype);
+  const Form& form = kern.form(a.w.quantized ? a.x.dtype : a.w.dtype(), a.x.dtype);
   const Chunks chunks = cut_into_chunks(kern, form, shape.offsets, shape.experts);
   threads = threads_for(threads, shape.time());
 
@@ -133,7 +134,7 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   if (grad_w) {
     Rows scaled = x_rows;
     scaled.scale = scale;
-    weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.transposed, threads);
+    weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.w.transposed, threads);
   }
   if (grad_bias) bias_gradient(kern, form, chunks, dy.left, shape.outputs, scale, *grad_bias, threads);
 }

@@ -11,10 +11,10 @@ namespace moe {
 
 struct GroupedShape {
   GroupedShape(const char* op, const GroupedArguments& a)
-      : w{&a.w, a.transposed}, experts(a.w.shape[0]), inputs(a.x.shape[1]), outputs(w.rows()),
+      : w(a.w), experts(a.w.experts()), inputs(a.x.shape[1]), outputs(w.rows()),
         rows(a.row_token ? a.row_token->shape[0] : a.x.shape[0]), tokens(a.x.shape[0]) {
     check_float(op, "x", a.x, {-1, -1});
-    check_weight(op, "w", a.w, {experts, a.transposed ? inputs : -1, a.transposed ? -1 : inputs});
+    check_weight(op, "w", w, experts, outputs, inputs);
     check_type(op, "offsets", a.offsets, DType::i32, {experts + 1});
     check_offsets(op, a.offsets, rows);
     offsets = a.offsets.as<const int32_t>();
@@ -42,7 +42,7 @@ struct GroupedShape {
     std::memset(y + valid_rows * count, 0, static_cast<size_t>((rows - valid_rows) * count) * sizeof(float));
   }
 
-  Weight w;
+  const Weight& w;
   int64_t experts, inputs, outputs, rows, tokens;  // E, H, O, N, rows of x
   const int32_t* offsets = nullptr;
   int64_t valid_rows = 0;

@@ -6,6 +6,7 @@
 
 #include "common/view.h"
 #include "isa/kernels.h"
+#include "weight.h"
 
 namespace moe {
 
@@ -42,13 +43,13 @@ void unpermute_backward(const TensorView& grad, const TensorView& rows, const Te
 
 struct GroupedArguments {
   const TensorView& x;
-  const TensorView& w;
+  const Weight& w;
   const TensorView& offsets;
-  bool transposed;
   const TensorView* row_token;
   const TensorView* bias;
   const TensorView* row_scale;
   const TensorView* slot_row;
+  bool dynamic = false;  // see Kernels::form
 };
 
 void grouped_mm(const GroupedArguments& arguments, const TensorView* base, const TensorView& out, int threads);
@@ -57,13 +58,13 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& argumen
                          int threads);
 
 struct ExpertWeights {
-  const TensorView& gate_up;
-  const TensorView& down;
+  const Weight& gate_up;
+  const Weight& down;
   const TensorView* gate_up_bias;
   const TensorView* down_bias;
   Activation activation;
   bool interleaved;
-  bool transposed;
+  bool dynamic = false;  // see Kernels::form
 };
 
 // What training keeps of a forward pass.

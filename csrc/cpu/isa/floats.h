@@ -31,11 +31,12 @@ struct FloatWords {
   using Operand = moe::Operand;
   static constexpr int64_t UNIT = 1, RUN = FLOAT_RUN, SLOTS = 1, DEPTH = 256;
   static constexpr bool SCALED = false;
+  static constexpr int64_t SCALE_STEP = 0;
 
   static MOE_INLINE Vec multiply_add(Vec word, Vec right, Vec sum) { return fma(word, right, sum); }
   static bool direct(const Operand& a, int64_t) { return a.dtype == DType::f32; }
   static Left left(const Operand& a, int64_t row, int64_t k) {
-    return {reinterpret_cast<const float*>(a.base) + row * a.row_stride + k, a.row_stride, nullptr, 0};
+    return {reinterpret_cast<const float*>(a.base) + row * a.row_stride + k, a.row_stride, nullptr, 0, 0};
   }
   static Ahead ahead(const Operand& a, int64_t row, int64_t rows, int64_t depth) {
     const int64_t item = item_size(a.dtype);

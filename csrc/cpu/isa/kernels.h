@@ -11,15 +11,24 @@
 
 namespace moe {
 
+// Values that share a factor in NF4.
+constexpr int64_t NF4_BLOCK = 64;
+
 // The left operand of a product: element (m, k) lies at base + m * row_stride + k * col_stride, one stride being 1.
+// A quantized one has col_stride 1 and factors: of NF4_BLOCK consecutive k of a row (NF4), or of a row (int8).
 struct Operand {
   const char* base = nullptr;
   DType dtype = DType::f32;
   int64_t row_stride = 0;
   int64_t col_stride = 1;
+  const float* scale = nullptr;
+  int64_t scale_stride = 0;  // from row to row
 
   Operand at(int64_t m, int64_t k) const {
-    return {base + (m * row_stride + k * col_stride) * item_size(dtype), dtype, row_stride, col_stride};
+    Operand part = *this;
+    part.base += bytes_of(dtype, m * row_stride + k * col_stride);
+    if (scale) part.scale += m * scale_stride + (dtype == DType::nf4 ? k / NF4_BLOCK : 0);
+    return part;
   }
 };
 
@@ -66,11 +75,12 @@ inline int64_t few_word(int64_t columns, int64_t w, int64_t n) {
 struct Form {
   DType left;           // of the left operands that the backward makes
   int64_t unit;         // 1: a word is a float32; 2: a pair of bfloat16, the first in the low half
-  int64_t depth;        // a sum may be cut into calls at multiples of so many words
+  int64_t depth;        // a sum may be cut into calls at multiples of so many words; 0: it may not be cut
+  int64_t quantum;      // pack_block takes so many k at a time
+  int64_t planes;       // a packed operand is so many of the above, and, where it may not be cut, a factor of each column
   int64_t tile_rows;    // rows of the left operand that one register tile covers
   int64_t few_columns;  // up to so many columns, the product runs along the weight's rows instead of along the columns
   int64_t scratch;      // floats of scratch that `product` needs
-
   // c[m][n] (+)= Σ_k a(m, k) · b(k, n), c being [m * ldc + n]. With more than few_columns columns ldb and ldc are multiples
   // of `lanes`, the columns up to the next multiple exist in b and c, and c has space for rows up to the next multiple
   // of tile_rows. Where `depth` is no multiple of `unit`, the rest of the last word is zero.
@@ -85,17 +95,30 @@ struct Form {
   void (*pack_block)(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth, int64_t columns);
 
   // Words that a packed operand of this depth has room for, a column.
-  int64_t words(int64_t depth) const { return ((depth + unit - 1) / unit + FEW_WORDS - 1) / FEW_WORDS * FEW_WORDS; }
+  int64_t words(int64_t depth) const { return planes * plane(depth) + (whole() ? FEW_WORDS : 0); }
+  int64_t plane(int64_t depth) const { return ((depth + unit - 1) / unit + FEW_WORDS - 1) / FEW_WORDS * FEW_WORDS; }
+  // Whether columns are packed from whole rows at a time only: pack_columns with all of a row, and no pack_block.
+  bool whole() const { return depth == 0; }
 };
 
 struct Kernels {
   const char* name;
-  int64_t lanes;      // floats in a vector
-  Form floats;        // any operands, in float32
-  const Form* pairs;  // bfloat16 operands, where the instruction set has products of them
+  int64_t lanes;           // floats in a vector
+  const Form* floats;      // any operands but quantized ones, in float32
+  const Form* pairs;       // bfloat16 operands
+  const Form* nf4;         // NF4 weights, the right operand to bfloat16's precision
+  const Form* nf4_floats;  // NF4 weights, the right operand to float32's
+  const Form* int8;        // int8 weights, likewise
+  const Form* int8_floats;
+  const Form* int8_int8;   // int8 weights, the right operand rounded to int8
 
-  // The form for a weight of this type.
-  const Form& form(DType weight) const { return weight == DType::bf16 && pairs ? *pairs : floats; }
+  // The form for a weight and data of these types. `dynamic`: int8 weights meet data rounded to int8, row by row.
+  const Form& form(DType weight, DType data, bool dynamic = false) const {
+    if (weight == DType::bf16) return *pairs;
+    if (weight == DType::nf4) return data == DType::bf16 ? *nf4 : *nf4_floats;
+    if (weight == DType::i8) return dynamic ? *int8_int8 : data == DType::bf16 ? *int8 : *int8_floats;
+    return *floats;
+  }
 
   // dst[j * ld + i] = rows(i, first_column + j), rows from `count` to ld zero.
   void (*gather_transposed)(float* dst, int64_t ld, const Rows& rows, int64_t count, int64_t first_column,
@@ -105,6 +128,11 @@ struct Kernels {
                              int64_t columns);
 
   void (*load)(float* dst, const char* src, DType dtype, int64_t count);
+  // dst[j] = value (row, first + j) of a quantized operand; for NF4 `first` and `count` are multiples of NF4_BLOCK.
+  void (*dequantize)(float* dst, const Operand& a, int64_t row, int64_t first, int64_t count);
+  // dst[i] = code[bytes[i]] · nested[(first + i) / 256] + offset: the factors that bitsandbytes stores in bytes.
+  void (*nested_scales)(float* dst, const uint8_t* bytes, int64_t first, int64_t count, const float* nested,
+                        const float* code, float offset);
   void (*store)(char* dst, DType dtype, const float* src, int64_t count);
   // dst += factor · src
   void (*add_scaled)(float* dst, float factor, const char* src, DType dtype, int64_t count);

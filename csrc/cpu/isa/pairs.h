@@ -25,11 +25,12 @@ struct PairWords {
   using Operand = moe::Operand;
   static constexpr int64_t UNIT = 2, SLOTS = 4, DEPTH = 512, RUN = DEPTH;
   static constexpr bool SCALED = false;
+  static constexpr int64_t SCALE_STEP = 0;
 
   static MOE_INLINE Vec multiply_add(Vec word, Vec right, Vec sum) { return dot_pair(word, right, sum); }
   static bool direct(const Operand& a, int64_t count) { return a.row_stride % 2 == 0 && count % 2 == 0; }
   static Left left(const Operand& a, int64_t row, int64_t k) {
-    return {reinterpret_cast<const float*>(a.base + (row * a.row_stride + k) * 2), a.row_stride / 2, nullptr, 0};
+    return {reinterpret_cast<const float*>(a.base + (row * a.row_stride + k) * 2), a.row_stride / 2, nullptr, 0, 0};
   }
   static Ahead ahead(const Operand& a, int64_t row, int64_t rows, int64_t depth) {
     return {a.base + row * a.row_stride * 2, rows, a.row_stride * 2, depth * 2};
@@ -204,6 +205,8 @@ inline void product_pairs(float* c, int64_t ldc, const Operand& a, int64_t rows,
 constexpr Form PAIRS = {DType::bf16,
                         PairWords::UNIT,
                         PairWords::DEPTH,
+                        1,
+                        1,
                         TILE_ROWS,
                         FEW_PAIR_COLUMNS,
                         PANEL_SCRATCH<PairWords>,

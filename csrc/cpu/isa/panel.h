@@ -6,7 +6,8 @@
 //   UNIT              k in a word
 //   RUN               words that are summed from zero before they are added to the result
 //   SLOTS             a run has so many sums, of every SLOTS-th word, which are added to the result in turn
-//   SCALED            whether a run is multiplied by a factor of its own when it is added
+//   SCALED            whether a run is multiplied by a factor when it is added; SCALE_STEP is 1 where each run of a row
+//                     has its own, and 0 where the row has one
 //   copy_row          (words, operand, row, first k, k's): a row's words
 //   direct            whether an operand's words lie in memory as they are wanted, and need no copying
 //   copy_columns      (words, operand, first row, rows, first k, k's): LANES rows side by side, for transposed operands
@@ -72,6 +73,7 @@ struct Left {
   int64_t pitch;
   const float* scale;    // factor of (row, run) where the kind is SCALED
   int64_t scale_stride;  // from row to row
+  int64_t rows;          // that exist; the spare ones use the last one's factors
 };
 
 template <class Kind, int VECTORS, bool BY_ROWS>
@@ -98,7 +100,7 @@ inline __attribute__((noinline)) void panel_tile(const Left& left, const float* 
       }
 #pragma GCC unroll 8
       for (int m = 0; m < TILE_ROWS; ++m) {
-        const Vec factor = Kind::SCALED ? splat(left.scale[m * left.scale_stride + index]) : Vec{};
+        const Vec factor = Kind::SCALED ? splat(left.scale[(m < left.rows ? m : left.rows - 1) * left.scale_stride + index * Kind::SCALE_STEP]) : Vec{};
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) {
           float* at = c + m * ldc + v * LANES;
@@ -149,6 +151,7 @@ inline void panel_by_rows(float* c, int64_t ldc, const typename Kind::Operand& a
     for (int64_t k = 0; k < depth; k += span) {
       const int64_t part = depth - k < span ? depth - k : span;
       Left left = Kind::left(a, m, k);
+      left.rows = left_rows < 0 ? rows - m : TILE_ROWS;
       if (left_rows < 0 || !Kind::direct(a, part)) {
         for (int64_t r = 0; r < TILE_ROWS; ++r)
           Kind::copy_row(scratch + r * ROW_PITCH<Kind>, a, m + r < rows ? m + r : rows - 1, k, part);
@@ -174,7 +177,7 @@ inline void panel_by_columns(float* c, int64_t ldc, const Operand& a, int64_t ro
       if (g + LANES < rows)
         ahead = Ahead(a.base + (g + LANES + k * a.col_stride) * item, part, a.col_stride * item, LANES * item);
       for (int64_t m = 0; m < count; m += TILE_ROWS)
-        panel_strip<Kind, false>({scratch + m, LANES, nullptr, 0}, b + k / Kind::UNIT * ldb, ldb,
+        panel_strip<Kind, false>({scratch + m, LANES, nullptr, 0, TILE_ROWS}, b + k / Kind::UNIT * ldb, ldb,
                                  (part + Kind::UNIT - 1) / Kind::UNIT, columns, c + (g + m) * ldc, ldc,
                                  accumulate || k > 0, ahead);
     }

@@ -116,8 +116,9 @@ inline void pack_columns_floats(float* b, int64_t ldb, const Rows& rows, int64_t
   }
 }
 
+template <int64_t FEW>
 inline void pack_block_floats(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth, int64_t columns) {
-  if (columns > FEW_COLUMNS) {
+  if (columns > FEW) {
     std::memcpy(b + first * ldb, src, static_cast<size_t>(ld * depth) * sizeof(float));
     return;
   }

@@ -3,6 +3,7 @@
 
 #include "activation.h"
 #include "floats.h"
+#include "quantized.h"
 #include "rows.h"
 #include "softmax.h"
 
@@ -12,18 +13,28 @@ namespace {
 constexpr Form FLOATS = {DType::f32,
                          FloatWords::UNIT,
                          FloatWords::DEPTH,
+                         1,
+                         1,
                          TILE_ROWS,
                          FEW_COLUMNS,
                          PANEL_SCRATCH<FloatWords>,
                          product_floats,
                          pack_columns_floats,
                          pack_rows_floats,
-                         pack_block_floats};
+                         pack_block_floats<FEW_COLUMNS>};
 
-constexpr Kernels make_table(const char* name, const Form* pairs = nullptr) {
-  return {name,         LANES,    FLOATS,    pairs,     gather_transposed, scatter_transposed,
-          load_row,     store_row, add_scaled, dot,      add_products,      multiply,
-          add_value,    activate, activate_backward, softmax, sigmoid};
+// The forms that an instruction set has of its own; the others are computed in float32.
+struct OwnForms {
+  const Form* pairs = &FLOATS;
+  const Form* nf4 = &FLOAT_NF4;
+  const Form* int8 = &FLOAT_INT8;
+  const Form* int8_int8 = &FLOAT_INT8_INT8;
+};
+
+constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
+  return {name,       LANES,        &FLOATS,     own.pairs, own.nf4, &FLOAT_NF4, own.int8, &FLOAT_INT8, own.int8_int8, gather_transposed,
+          scatter_transposed, load_row, dequantize, nested_scales, store_row, add_scaled, dot, add_products,
+          multiply,   add_value,    activate,    activate_backward, softmax,  sigmoid};
 }
 
 }  // namespace
