@@ -40,6 +40,28 @@ def _levels(device: torch.device) -> Tensor:
     return torch.tensor(NF4_LEVELS, dtype=torch.float32, device=device)
 
 
+_pairs_on: dict[torch.device, Tensor] = {}
+
+
+def _level_pairs(codes: Tensor) -> Tensor:
+    """The two values of each byte (256, 2), on the device of `codes`.
+
+    Kept for each device: a host's list cannot be copied to a GPU while a CUDA graph is being captured.
+    """
+    if type(codes) is not Tensor:
+        # A fake tensor (of tracing, say) must neither be kept nor meet a real one.
+        return _make_pairs(codes.device)
+    if codes.device not in _pairs_on:
+        with torch.inference_mode(False):
+            _pairs_on[codes.device] = _make_pairs(codes.device)
+    return _pairs_on[codes.device]
+
+
+def _make_pairs(device: torch.device) -> Tensor:
+    levels = _levels(device)
+    return torch.stack((levels.repeat_interleave(16), levels.repeat(16)), 1)
+
+
 def _midpoints(levels: Tensor) -> Tensor:
     return (levels[:-1] + levels[1:]) / 2
 
@@ -57,10 +79,7 @@ def nf4_encode(w_OH: Tensor) -> tuple[Tensor, Tensor]:
 
 def nf4_decode(codes: Tensor, absmax_B: Tensor) -> Tensor:
     """Return the float32 values (O, H) of codes (O, H/2) under their blocks' scales."""
-    levels = _levels(codes.device)
-    # Both values of a byte in one look-up.
-    pairs = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), 1)
-    values = pairs[codes.to(torch.int32)].view(-1, NF4_BLOCK) * absmax_B[:, None]
+    values = _level_pairs(codes)[codes.to(torch.int32)].view(-1, NF4_BLOCK) * absmax_B[:, None]
     return values.view(codes.shape[0], 2 * codes.shape[1])
 
 

@@ -169,6 +169,16 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
     model.get_submodule(parent)._modules[name] = module
 
 
+def _check_parameter(op: str, name: str, w: Tensor, shape: tuple[int, int, int], format: str) -> None:
+    """Refuse what could not be quantized, before anything has been."""
+    if format == "nf4" and shape[2] % NF4_BLOCK:
+        fail(op, "format", f"a number of columns that {NF4_BLOCK} divides in {name}", shape[2])
+    if w.is_meta:
+        fail(op, name, "values, or load_quantized for a model without them", "a meta tensor")
+    if not all(bool(torch.isfinite(w[e]).all()) for e in range(w.shape[0])):
+        fail(op, name, "finite values", "NaN or infinity")
+
+
 def quantize_experts(
     layer_or_model: nn.Module, format: str, *, double_quant: bool = True, dynamic: bool | None = None
 ) -> nn.Module:
@@ -202,14 +212,7 @@ def quantize_experts(
         fail(op, "layer_or_model", "a module with unquantized experts", f"{type(layer_or_model).__name__} without any")
     for path, module, layout in found:
         for name in (layout.gate_up, layout.down):
-            columns = weight_shape(module, layout, name)[2]
-            if format == "nf4" and columns % NF4_BLOCK:
-                fail(op, "format", f"a number of columns that {NF4_BLOCK} divides in {path}.{name}", columns)
-            w = getattr(module, name).detach()
-            if w.is_meta:
-                fail(op, f"{path}.{name}", "values, or load_quantized for a model without them", "a meta tensor")
-            if not all(bool(torch.isfinite(w[e]).all()) for e in range(w.shape[0])):
-                fail(op, f"{path}.{name}", "finite values", "NaN or infinity")
+            _check_parameter(op, f"{path}.{name}", getattr(module, name), weight_shape(module, layout, name), format)
 
     def quantize(module: nn.Module, layout: ExpertsLayout, name: str) -> QuantizedWeight:
         w = getattr(module, name).detach()

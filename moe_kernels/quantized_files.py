@@ -56,6 +56,8 @@ def save_quantized(model: nn.Module, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, value in model.state_dict().items():
+        if value.is_meta:
+            fail(op, f"model: {name}", "values", "a meta tensor")
         same = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() and same in kept:
             aliases[name] = kept[same]

@@ -271,6 +271,24 @@ def test_no_full_precision_weight_stays(format):
     )
 
 
+@FORMATS
+def test_parameters_are_let_go_one_at_a_time(format, monkeypatch):
+    from moe_kernels import quantized
+
+    layer = _layer()
+    parameters = [weakref.ref(layer.experts.gate_up_proj), weakref.ref(layer.experts.down_proj)]
+    alive = []
+    quantize = quantized.QUANTIZERS[format]
+
+    def watched(w, **options):
+        alive.append([reference() is not None for reference in parameters])
+        return quantize(w, **options)
+
+    monkeypatch.setitem(quantized.QUANTIZERS, format, watched)
+    quantize_experts(layer, format)
+    assert alive == [[True, True], [False, True]]
+
+
 def test_a_model_with_shared_modules():
     model = quantize_experts(_model(), "nf4")
     assert model.again is model.blocks[0].experts

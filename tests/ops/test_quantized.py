@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from moe_kernels import fused_experts, grouped_mm, route
 from moe_kernels.quantized_weights import Nf4Weight, QuantizedWeight, quantize_int8, quantize_nf4
 from moe_kernels.registry import BackendUnavailable, why_not
 from moe_kernels.testing import (
+    TOLERANCE,
     ExpertInputs,
     assert_close,
     expert_inputs,
@@ -231,16 +234,21 @@ def test_the_gradient_of_dynamic_is_straight_through(engine):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_error_levels(engine, dtype):
-    """What int8 costs against the unquantized float64 result, on Gaussian weights and inputs (PEERS' figures)."""
+    """What the formats cost against the unquantized float64 result, on Gaussian weights and inputs.
+
+    Measured with the reference: int8 1.40e-2, dynamic 2.68e-2, NF4 0.162 in float32; the 16-bit type's own rounding
+    is independent of that.
+    """
     inputs = expert_inputs(16, 4, 2, 2048, 768)
     want = naive_experts(inputs)
     cast = inputs.to(dtype)
+    own = 0.0 if dtype == torch.float32 else TOLERANCE[dtype]
     int8 = quantize_int8(inputs.gate_up), quantize_int8(inputs.down)
-    assert relative_error(_call(cast, *int8, engine), want) <= 1.5e-2
-    assert relative_error(_call(cast, *int8, engine, dynamic=True), want) <= 2.7e-2
+    assert relative_error(_call(cast, *int8, engine), want) <= math.hypot(1.5e-2, own)
+    assert relative_error(_call(cast, *int8, engine, dynamic=True), want) <= math.hypot(2.7e-2, own)
     for double_quant in (True, False):
         nf4 = quantize_nf4(inputs.gate_up, double_quant), quantize_nf4(inputs.down, double_quant)
-        assert relative_error(_call(cast, *nf4, engine), want) <= 0.2
+        assert relative_error(_call(cast, *nf4, engine), want) <= math.hypot(0.17, own)
 
 
 # -- grouped_mm
@@ -354,7 +362,8 @@ def test_opcheck_grouped_mm(kind, engine):
 
 
 @FORMATS
-def test_fullgraph(kind):
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_fullgraph(kind, compiler):
     inputs = expert_inputs(9, 4, 2, 64, 64).to(torch.float32)
     gate_up, down = QUANTIZE[kind](inputs.gate_up), QUANTIZE[kind](inputs.down)
 
@@ -364,13 +373,25 @@ def test_fullgraph(kind):
         return rows + fused_experts(x, indices, weights, gate_up, down)
 
     torch.compiler.reset()
-    compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(chain, fullgraph=True, backend=compiler)
     grads = []
     for call in (chain, compiled):
         x = _leaf(inputs.x)
         call(x, inputs.indices, inputs.weights).square().sum().backward()
         grads.append(x.grad)
     torch.testing.assert_close(*grads)
+
+
+@FORMATS
+def test_dequantizes_under_tracing(kind):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    weight = QUANTIZE[kind](torch.randn(2, 3, 64))
+    real = weight.dequantize()
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        fake = type(weight)(**{name: mode.from_tensor(value) for name, value in weight.tensors().items()})
+        assert fake.dequantize().shape == (2, 3, 64)
+    assert torch.equal(weight.dequantize(), real)
 
 
 def test_the_cpu_backend_serves_or_says_why():
