@@ -19,7 +19,6 @@ LAYERS = (
     ("specmoe.offload",),
     ("specmoe.transformer", "specmoe.speculation", "specmoe.notation"),
     ("moe_kernels.integrations",),
-    ("moe_kernels.quantized_files",),
     ("moe_kernels.quantized",),
     ("moe_kernels.layer", "moe_kernels.testing"),
     ("moe_kernels.capacity", "moe_kernels.losses"),

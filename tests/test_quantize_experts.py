@@ -15,9 +15,17 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_kernels import MoELayer, fused_experts, quantize_experts
-from moe_kernels.quantized import ExpertsLayout, QuantizedExperts, register_experts
-from moe_kernels.quantized_files import load_quantized, save_quantized
-from moe_kernels.quantized_weights import Int8Weight, Nf4Weight, quantize_int8, quantize_nf4
+from moe_kernels.quantized import (
+    ExpertsLayout,
+    Int8Weight,
+    Nf4Weight,
+    QuantizedExperts,
+    load_quantized,
+    quantize_int8,
+    quantize_nf4,
+    register_experts,
+    save_quantized,
+)
 from moe_kernels.testing import ExpertInputs, assert_close, expert_inputs, naive_experts, relative_error
 
 FORMATS = pytest.mark.parametrize("format", ["nf4", "int8"])
@@ -273,18 +281,18 @@ def test_no_full_precision_weight_stays(format):
 
 @FORMATS
 def test_parameters_are_let_go_one_at_a_time(format, monkeypatch):
-    from moe_kernels import quantized
+    from moe_kernels.quantized import experts
 
     layer = _layer()
     parameters = [weakref.ref(layer.experts.gate_up_proj), weakref.ref(layer.experts.down_proj)]
     alive = []
-    quantize = quantized.QUANTIZERS[format]
+    quantize = experts.QUANTIZERS[format]
 
     def watched(w, **options):
         alive.append([reference() is not None for reference in parameters])
         return quantize(w, **options)
 
-    monkeypatch.setitem(quantized.QUANTIZERS, format, watched)
+    monkeypatch.setitem(experts.QUANTIZERS, format, watched)
     quantize_experts(layer, format)
     assert alive == [[True, True], [False, True]]
 
@@ -343,9 +351,9 @@ class _Foreign(nn.Module):
 
 
 def test_another_class_of_experts(monkeypatch):
-    from moe_kernels import quantized
+    from moe_kernels.quantized import experts
 
-    monkeypatch.setattr(quantized, "_LAYOUTS", list(quantized._LAYOUTS))
+    monkeypatch.setattr(experts, "_LAYOUTS", list(experts._LAYOUTS))
 
     def layout(module):
         if not isinstance(module, _Foreign):
@@ -519,7 +527,7 @@ def test_without_safetensors_the_error_says_so():
 import sys
 sys.modules["safetensors"] = None
 from moe_kernels import MoELayer, quantize_experts
-from moe_kernels.quantized_files import save_quantized
+from moe_kernels.quantized import save_quantized
 try:
     save_quantized(quantize_experts(MoELayer(64, 64, 4, 2), "nf4"), "nowhere")
 except ImportError as error:

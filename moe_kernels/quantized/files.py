@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_kernels.number_formats import FORMATS
-from moe_kernels.quantized import ExpertsLayout, QuantizedExperts, biases, expert_modules, put, weight_shape
+from moe_kernels.quantized.experts import ExpertsLayout, QuantizedExperts, biases, expert_modules, put, weight_shape
 from moe_kernels.quantized_weights import WEIGHTS, QuantizedWeight
 from moe_kernels.validation import fail
 
@@ -193,6 +193,3 @@ def _tie(model: nn.Module, groups: list[list[str]]) -> None:
         for other in others:
             owner, _, name = other.rpartition(".")
             setattr(model.get_submodule(owner), name, parameter)
-
-
-__all__ = ["load_quantized", "save_quantized"]
