@@ -185,7 +185,8 @@ def quantize_experts(
     """Replace, in place, every `Experts` inside a module by one with quantized weights (`QuantizedExperts`).
 
     Full-precision parameters are let go one at a time, so that at most one projection exists twice. Make the optimizer
-    afterwards: one that was made before still holds them. The router, shared gates and biases stay as they are.
+    afterwards: one that was made before still holds them. The router, shared gates and biases stay as they are. Hooks
+    on the replaced modules are not carried over.
 
     Args:
         layer_or_model: a `MoELayer`, or any module with some inside.

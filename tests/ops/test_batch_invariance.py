@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from moe_kernels import MoELayer, fused_experts, grouped_mm, route, topk_gating
-from moe_kernels.quantized_weights import quantize_int8, quantize_nf4
 from moe_kernels.registry import why_not
 from moe_kernels.testing import expert_inputs
 
@@ -49,27 +48,6 @@ def test_expert_order_does_not_matter(dtype):
         indices=place[inputs.indices.long()], gate_up=inputs.gate_up[order], down=inputs.down[order]
     )
     assert torch.equal(_experts(moved), _experts(inputs))
-
-
-@pytest.mark.skipif(
-    why_not("cpu", "fused_experts_quantized", torch.empty(0)) is not None, reason="the native core lacks the op"
-)
-@pytest.mark.parametrize("format", ["nf4", "int8", "int8-dynamic"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_quantized_experts(dtype, format, threads):
-    inputs = expert_inputs(200, 8, 2, 192, 128)
-    quantize = quantize_nf4 if format == "nf4" else quantize_int8
-    gate_up, down = quantize(inputs.gate_up), quantize(inputs.down)
-    x, indices, weights, *_ = inputs.to(dtype)
-
-    def call(rows):
-        return fused_experts(x[rows], indices[rows], weights[rows], gate_up, down, dynamic=format == "int8-dynamic")
-
-    whole = call(slice(None))
-    for rows in (slice(0, 1), slice(199, 200), slice(3, 20), slice(0, 64), slice(100, 200)):
-        assert torch.equal(call(rows), whole[rows])
-    shuffled = torch.randperm(200, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(call(shuffled), whole[shuffled])
 
 
 def _training_step(dtype):
