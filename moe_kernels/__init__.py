@@ -7,6 +7,7 @@ from moe_kernels.ops.permute import permute
 from moe_kernels.ops.route import RoutingPlan, route
 from moe_kernels.ops.topk_gating import TopKGating, topk_gating
 from moe_kernels.ops.unpermute import unpermute
+from moe_kernels.quantized import quantize_experts
 from moe_kernels.registry import BackendUnavailable, available_backends
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "fused_experts",
     "grouped_mm",
     "permute",
+    "quantize_experts",
     "route",
     "topk_gating",
     "unpermute",

@@ -21,10 +21,10 @@ def main() -> int:
         print(f"{backend.name:<10} {backend.devices:<20} {'works' if reason is None else 'no: ' + reason}")
     probe = torch.empty(0)
     usable = [b.name for b in BACKENDS if found[b.name] is None]
-    print(f"\n{'op':<16}" + "".join(f"{name:<12}" for name in usable))
+    print(f"\n{'op':<26}" + "".join(f"{name:<12}" for name in usable))
     for op in OPS:
         served = ("yes" if why_not(name, op, probe) is None else "no" for name in usable)
-        print(f"{op:<16}" + "".join(f"{mark:<12}" for mark in served))
+        print(f"{op:<26}" + "".join(f"{mark:<12}" for mark in served))
     return 0
 
 

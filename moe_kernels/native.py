@@ -25,6 +25,8 @@ DTYPE_CODES: dict[torch.dtype, int] = {
     torch.int32: 3,
     torch.int64: 4,
     torch.bool: 5,
+    torch.uint8: 6,
+    torch.int8: 7,
 }
 
 

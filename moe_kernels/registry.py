@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 
-OPS = ("topk_gating", "route", "permute", "unpermute", "grouped_mm", "fused_experts")
+OPS = (
+    "topk_gating",
+    "route",
+    "permute",
+    "unpermute",
+    "grouped_mm",
+    "fused_experts",
+    "grouped_mm_quantized",
+    "fused_experts_quantized",
+)
 
 
 class BackendUnavailable(RuntimeError):

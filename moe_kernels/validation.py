@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_kernels.quantized_weights import QuantizedWeight
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
 SCORES = ("softmax", "sigmoid")
@@ -29,11 +31,22 @@ def _is_tensor(op: str, argument: str, value: object) -> None:
 def check_shape(op: str, argument: str, value: Tensor, expected: dict[str, int]) -> None:
     """Require the shape whose named sizes are given; a size of -1 is free."""
     _is_tensor(op, argument, value)
+    _check_sizes(op, argument, value.shape, expected)
+
+
+def _check_sizes(op: str, argument: str, shape: torch.Size, expected: dict[str, int]) -> None:
     sizes = tuple(expected.values())
-    fits = value.dim() == len(sizes) and all(want in (-1, have) for want, have in zip(sizes, value.shape, strict=True))
+    fits = len(shape) == len(sizes) and all(want in (-1, have) for want, have in zip(sizes, shape, strict=True))
     if not fits:
         named = ", ".join(name if size == -1 else f"{name}={size}" for name, size in expected.items())
-        fail(op, argument, f"shape ({named})", tuple(value.shape))
+        fail(op, argument, f"shape ({named})", tuple(shape))
+
+
+def check_weight_shape(op: str, argument: str, value: Tensor | QuantizedWeight, expected: dict[str, int]) -> None:
+    """Like `check_shape` for a weight, which may be quantized."""
+    if not isinstance(value, (Tensor, QuantizedWeight)):
+        fail(op, argument, "a tensor or a quantized weight", type(value).__name__, TypeError)
+    _check_sizes(op, argument, value.shape, expected)
 
 
 def check_dtype(op: str, argument: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
@@ -42,7 +55,7 @@ def check_dtype(op: str, argument: str, value: Tensor, allowed: tuple[torch.dtyp
         fail(op, argument, f"dtype {names}", str(value.dtype).removeprefix("torch."), TypeError)
 
 
-def check_device(op: str, argument: str, value: Tensor, like: Tensor) -> None:
+def check_device(op: str, argument: str, value: Tensor | QuantizedWeight, like: Tensor) -> None:
     if value.device != like.device:
         fail(op, argument, f"device {like.device}", value.device)
 
@@ -89,6 +102,20 @@ def check_plan(op: str, offsets: Tensor, row_token: Tensor | None, slot_row: Ten
             _is_tensor(op, name, value)
             check_dtype(op, name, value, (torch.int32,))
             check_device(op, name, value, like)
+
+
+def _check_quantized(op: str, weights: dict[str, Tensor | QuantizedWeight], transposed: bool, dynamic: bool) -> None:
+    """What a call's weights and the options that only one kind of weight has must have in common."""
+    (first_name, first), *others = weights.items()
+    kind = first.format if isinstance(first, QuantizedWeight) else "a tensor"
+    for name, value in others:
+        other = value.format if isinstance(value, QuantizedWeight) else "a tensor"
+        if other != kind:
+            fail(op, name, f"the format of {first_name}, {kind}", other)
+    if transposed and kind != "a tensor":
+        fail(op, "transposed", "False for quantized weights, which are stored as (E, O, H) only", True)
+    if dynamic and kind != "int8":
+        fail(op, "dynamic", f"False where the weights are not int8 but {kind}", True)
 
 
 def check_topk_gating(
@@ -155,7 +182,7 @@ def check_unpermute(rows: Tensor, slot_row: Tensor, weights: Tensor | None) -> N
 
 def check_grouped_mm(
     x: Tensor,
-    w: Tensor,
+    w: Tensor | QuantizedWeight,
     offsets: Tensor,
     transposed: bool,
     row_token: Tensor | None,
@@ -163,13 +190,16 @@ def check_grouped_mm(
     row_scale: Tensor | None,
     slot_row: Tensor | None,
     base: Tensor | None,
+    dynamic: bool = False,
 ) -> None:
     op = "grouped_mm"
     check_shape(op, "x", x, {"N" if row_token is None else "T": -1, "H": -1})
     check_dtype(op, "x", x, FLOATS)
     H = x.shape[1]
-    check_shape(op, "w", w, {"E": -1, "H": H, "O": -1} if transposed else {"E": -1, "O": -1, "H": H})
-    check_dtype(op, "w", w, (x.dtype,))
+    _check_quantized(op, {"w": w}, transposed, dynamic)
+    check_weight_shape(op, "w", w, {"E": -1, "H": H, "O": -1} if transposed else {"E": -1, "O": -1, "H": H})
+    if isinstance(w, Tensor):
+        check_dtype(op, "w", w, (x.dtype,))
     check_device(op, "w", w, x)
     E, O = w.shape[0], w.shape[2] if transposed else w.shape[1]
     check_plan(op, offsets, row_token, slot_row, x)
@@ -201,13 +231,14 @@ def check_fused_experts(
     x: Tensor,
     indices: Tensor,
     weights: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
+    gate_up: Tensor | QuantizedWeight,
+    down: Tensor | QuantizedWeight,
     activation: str,
     interleaved: bool,
     transposed: bool,
     gate_up_bias: Tensor | None,
     down_bias: Tensor | None,
+    dynamic: bool = False,
 ) -> None:
     op = "fused_experts"
     check_shape(op, "x", x, {"T": -1, "H": -1})
@@ -219,11 +250,12 @@ def check_fused_experts(
     check_shape(op, "weights", weights, {"T": T, "K": indices.shape[1]})
     check_dtype(op, "weights", weights, FLOATS)
     check_device(op, "weights", weights, x)
-    _is_tensor(op, "gate_up", gate_up)
-    check_shape(op, "down", down, {"E": -1, "I": -1, "H": H} if transposed else {"E": -1, "H": H, "I": -1})
+    _check_quantized(op, {"gate_up": gate_up, "down": down}, transposed, dynamic)
+    check_weight_shape(op, "down", down, {"E": -1, "I": -1, "H": H} if transposed else {"E": -1, "H": H, "I": -1})
     E = down.shape[0]
     I = down.shape[1] if transposed else down.shape[2]
-    check_shape(op, "gate_up", gate_up, {"E": E, "H": H, "2I": -1} if transposed else {"E": E, "2I": -1, "H": H})
+    up_shape = {"E": E, "H": H, "2I": -1} if transposed else {"E": E, "2I": -1, "H": H}
+    check_weight_shape(op, "gate_up", gate_up, up_shape)
     up_rows = gate_up.shape[2] if transposed else gate_up.shape[1]
     if up_rows not in (I, 2 * I):
         fail(op, "gate_up", f"{2 * I} rows an expert (gate and up) or {I} (up alone), as down has I={I}", up_rows)
@@ -234,12 +266,9 @@ def check_fused_experts(
     for name, value, width in (("gate_up_bias", gate_up_bias, up_rows), ("down_bias", down_bias, H)):
         if value is not None:
             check_shape(op, name, value, {"E": E, "O": width})
-    for name, value in (
-        ("gate_up", gate_up),
-        ("down", down),
-        ("gate_up_bias", gate_up_bias),
-        ("down_bias", down_bias),
-    ):
-        if value is not None:
-            check_dtype(op, name, value, (x.dtype,))
-            check_device(op, name, value, x)
+    operands = {"gate_up": gate_up, "down": down, "gate_up_bias": gate_up_bias, "down_bias": down_bias}
+    for name, operand in operands.items():
+        if isinstance(operand, Tensor):
+            check_dtype(op, name, operand, (x.dtype,))
+        if operand is not None:
+            check_device(op, name, operand, x)

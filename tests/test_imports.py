@@ -18,12 +18,15 @@ LAYERS = (
     ("specmoe.training",),
     ("specmoe.offload",),
     ("specmoe.transformer", "specmoe.speculation", "specmoe.notation"),
-    ("moe_kernels.layer", "moe_kernels.integrations", "moe_kernels.testing"),
+    ("moe_kernels.integrations",),
+    ("moe_kernels.quantized",),
+    ("moe_kernels.layer", "moe_kernels.testing"),
     ("moe_kernels.capacity", "moe_kernels.losses"),
     ("moe_kernels.ops",),
     ("moe_kernels.registry", "moe_kernels.validation"),
+    ("moe_kernels.quantized_weights",),
     ("moe_kernels.backends",),
-    ("moe_kernels.native",),
+    ("moe_kernels.native", "moe_kernels.number_formats"),
 )
 
 
@@ -102,7 +105,9 @@ assert {name!r} not in sys.modules
 """
 
 
-@pytest.mark.parametrize("name", ["triton", "moe_kernels._C", "moe_kernels._cuda", "transformers", "numpy", "peft"])
+@pytest.mark.parametrize(
+    "name", ["triton", "moe_kernels._C", "moe_kernels._cuda", "transformers", "numpy", "peft", "safetensors"]
+)
 def test_works_without(name):
     done = subprocess.run([sys.executable, "-c", BLOCKED.format(name=name)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -20,6 +21,16 @@ def test_the_example_and_its_equivalent():
     mine = names["out"]
     exec(loop_code, names)
     torch.testing.assert_close(names["out"], mine.reshape(-1, 512), rtol=1e-4, atol=1e-5)
+
+
+def test_the_quantized_example(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "quantize_experts" in block)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert torch.equal(names["other"](names["x"]), names["model"](names["x"]))
+    assert names["x"].grad is not None and names["other"][0].gate.weight.grad is not None
 
 
 def test_the_two_commands_are_those_of_ci():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe_kernels import MoELayer, fused_experts, grouped_mm, permute, route, topk_gating, unpermute
+from moe_kernels.quantized_weights import quantize_int8, quantize_nf4
 from moe_kernels.testing import expert_inputs
 
 META = torch.device("meta")
@@ -108,6 +109,46 @@ def test_fused_experts(change, words):
     wrong_type = words[-1] in ("int64", "float16", "float32")
     arguments = inputs | change
     _refused(lambda: fused_experts(**arguments), ["fused_experts", *words], TypeError if wrong_type else ValueError)
+
+
+NF4, INT8 = quantize_nf4(torch.zeros(4, 64, 64)), quantize_int8(torch.zeros(4, 64, 64))
+QUANTIZED = {
+    "formats": (dict(down=INT8), ["down", "the format of gate_up, nf4", "int8"]),
+    "a tensor": (dict(down=torch.zeros(4, 64, 64)), ["down", "the format of gate_up, nf4", "a tensor"]),
+    "a quantized one": (dict(gate_up=torch.zeros(4, 64, 64)), ["down", "the format of gate_up, a tensor", "nf4"]),
+    "transposed": (dict(transposed=True), ["transposed", "False for quantized weights", "True"]),
+    "dynamic": (dict(dynamic=True), ["dynamic", "not int8 but nf4", "True"]),
+    "down": (dict(down=quantize_nf4(torch.zeros(4, 32, 64))), ["down", "(E, H=64, I)", "(4, 32, 64)"]),
+    "gate_up": (dict(gate_up=quantize_nf4(torch.zeros(4, 96, 64))), ["gate_up", "128 rows", "or 64", "96"]),
+    "gate_up E": (dict(gate_up=quantize_nf4(torch.zeros(3, 128, 64))), ["gate_up", "E=4", "(3, 128, 64)"]),
+    "device": (dict(gate_up=NF4.to(META)), ["gate_up", "device cpu", "meta"]),
+    "bias dtype": (dict(down_bias=torch.zeros(4, 64).half()), ["down_bias", "float32", "float16"]),
+    "neither": (dict(gate_up=[1.0], down=torch.zeros(4, 64, 64)), ["gate_up", "a quantized weight", "list"]),
+}
+
+
+@pytest.mark.parametrize("change,words", QUANTIZED.values(), ids=QUANTIZED.keys())
+def test_quantized_experts(change, words):
+    inputs = expert_inputs(3, 4, 2, 64, 64, gated=False).to(torch.float32)._asdict()
+    arguments = inputs | {"gate_up": NF4, "down": NF4} | change
+    error = TypeError if words[-1] in ("float16", "list") else ValueError
+    _refused(lambda: fused_experts(**arguments), ["fused_experts", *words], error)
+
+
+QUANTIZED_MM = {
+    "shape": (dict(x=torch.zeros(6, 32)), ["w", "H=32", "(4, 64, 64)"]),
+    "transposed": (dict(transposed=True), ["transposed", "False for quantized weights", "True"]),
+    "dynamic": (dict(dynamic=True), ["dynamic", "not int8 but nf4", "True"]),
+    "dynamic tensor": (dict(w=torch.zeros(4, 64, 64), dynamic=True), ["dynamic", "not int8 but a tensor", "True"]),
+    "device": (dict(w=INT8.to(META)), ["w", "device cpu", "meta"]),
+    "bias": (dict(bias=torch.zeros(3)), ["bias", "(E=4, O=64)", "(3,)"]),
+}
+
+
+@pytest.mark.parametrize("change,words", QUANTIZED_MM.values(), ids=QUANTIZED_MM.keys())
+def test_quantized_grouped_mm(change, words):
+    arguments = {"x": torch.zeros(6, 64), "w": NF4, "offsets": torch.zeros(5, dtype=torch.int32)}
+    _refused(lambda: grouped_mm(**arguments | change), ["grouped_mm", *words])
 
 
 LAYER = {

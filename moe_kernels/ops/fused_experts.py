@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from moe_kernels import validation
+from moe_kernels.ops.fused_experts_quantized import fused_experts_quantized
 from moe_kernels.ops.library import define, needs_grad, under_autocast, weight_dtype
+from moe_kernels.quantized_weights import QuantizedWeight
 from moe_kernels.registry import kernel
 
 
@@ -171,32 +173,37 @@ def fused_experts(
     x: Tensor,
     indices: Tensor,
     weights: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
+    gate_up: Tensor | QuantizedWeight,
+    down: Tensor | QuantizedWeight,
     *,
     activation: str = "silu",
     interleaved: bool = False,
     transposed: bool = False,
     gate_up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
+    dynamic: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Run each token through its experts' MLPs: out[t] = Σ_k weights[t, k] · (down_e · act(gate_up_e · x[t])).
 
-    For training only x, the pre-activation (N, 2I) and the plan are kept. No permuted copy of x exists.
+    For training only x, the pre-activation (N, 2I) and the plan are kept. No permuted copy of x exists. Quantized
+    weights are constants: gradients go to x, the routing weights and the biases.
 
     Args:
         x: (T, H) floating.
         indices: (T, K) int32 or int64; an index of E or more is a sentinel: no work, zero output, zero gradient.
         weights: (T, K) floating; used in float32.
-        gate_up: (E, 2I, H), gate and up projections; or (E, I, H), the up-projection of experts without a gate.
-        down: (E, H, I).
+        gate_up: (E, 2I, H), gate and up projections; or (E, I, H), the up-projection of experts without a gate. In x's
+            dtype, or an `Nf4Weight` or `Int8Weight`.
+        down: (E, H, I), in the same format.
         activation: "silu", "gelu" (exact), "gelu_tanh", "relu", "relu2", or, with a gate, "gpt_oss" (clamped at 7,
             slope 1.702).
         interleaved: gate and up rows alternate, gate first; else the gate is the first half.
         transposed: gate_up is (E, H, 2I) or (E, H, I) and down (E, I, H).
         gate_up_bias: (E, 2I) or (E, I).
         down_bias: (E, H), added before the routing weight is applied.
+        dynamic: for int8 weights, round each row that meets them to int8 as well, with a scale of its own; the
+            gradients are those without the rounding.
         backend: a backend's name that must serve the call.
 
     Returns:
@@ -209,9 +216,28 @@ def fused_experts(
         x, gate_up, down, gate_up_bias, down_bias
     )
     validation.check_fused_experts(
-        x, indices, weights, gate_up, down, activation, interleaved, transposed, gate_up_bias, down_bias
+        x, indices, weights, gate_up, down, activation, interleaved, transposed, gate_up_bias, down_bias, dynamic
     )
     weights = weights.to(weight_dtype(x))
+    if isinstance(gate_up, QuantizedWeight) and isinstance(down, QuantizedWeight):
+        return fused_experts_quantized(
+            x,
+            indices,
+            weights,
+            gate_up.data,
+            gate_up.scales,
+            down.data,
+            down.scales,
+            gate_up_bias,
+            down_bias,
+            gate_up.format,
+            activation,
+            interleaved,
+            dynamic,
+            needs_grad(x, weights, gate_up_bias, down_bias),
+            backend,
+        )[0]
+    assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
     save = needs_grad(x, weights, gate_up, down, gate_up_bias, down_bias)
     return _op(
         x,

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from moe_kernels import validation
+from moe_kernels.ops.grouped_mm_quantized import grouped_mm_quantized
 from moe_kernels.ops.library import define, under_autocast, weight_dtype
+from moe_kernels.quantized_weights import QuantizedWeight
 from moe_kernels.registry import kernel
 
 
@@ -140,7 +142,7 @@ _op = define(
 
 def grouped_mm(
     x: Tensor,
-    w: Tensor,
+    w: Tensor | QuantizedWeight,
     offsets: Tensor,
     *,
     transposed: bool = False,
@@ -149,13 +151,15 @@ def grouped_mm(
     row_scale: Tensor | None = None,
     slot_row: Tensor | None = None,
     base: Tensor | None = None,
+    dynamic: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Multiply each row by its expert's matrix: y[n] = row_scale[n] · (x[n] · w[e(n)]ᵀ + bias[e(n)]).
 
     Args:
         x: (N, H) rows sorted by expert; or tokens (T, H), with `row_token` as the gather.
-        w: (E, O, H), or (E, H, O) with `transposed`; x's dtype. Read as it lies, never copied.
+        w: (E, O, H), or (E, H, O) with `transposed`; x's dtype. Read as it lies, never copied. Or an `Nf4Weight` or
+            `Int8Weight`, which gets no gradient.
         offsets: (E+1) int32; expert e owns the rows offsets[e] to offsets[e+1].
         transposed: see `w`.
         row_token: (N) int32, the token that each row reads.
@@ -163,6 +167,8 @@ def grouped_mm(
         row_scale: (N) float32.
         slot_row: (T, K) int32; the result is then (T, O): the sum of each token's rows in slot order, in float32.
         base: a tensor of the result's shape that is added to it.
+        dynamic: for an int8 weight, round each row of x to int8 as well, with a scale of its own; the gradients are
+            those without the rounding.
         backend: a backend's name that must serve the call.
 
     Returns:
@@ -172,7 +178,11 @@ def grouped_mm(
         ValueError, TypeError: an argument does not fit; the message names it.
     """
     x, w, bias, base = under_autocast(x, w, bias, base)  # type: ignore[assignment]
-    validation.check_grouped_mm(x, w, offsets, transposed, row_token, bias, row_scale, slot_row, base)
+    validation.check_grouped_mm(x, w, offsets, transposed, row_token, bias, row_scale, slot_row, base, dynamic)
     if row_scale is not None:
         row_scale = row_scale.to(weight_dtype(x))
+    if isinstance(w, QuantizedWeight):
+        return grouped_mm_quantized(
+            x, w.data, w.scales, offsets, row_token, bias, row_scale, slot_row, base, w.format, dynamic, backend
+        )
     return _op(x, w, offsets, transposed, row_token, bias, row_scale, slot_row, base, backend)

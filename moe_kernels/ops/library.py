@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_kernels.quantized_weights import QuantizedWeight
+
 LIBRARY = torch.library.Library("moe_kernels", "DEF")
 
 
@@ -44,14 +46,17 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def under_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast to the autocast dtype where autocast is on for the tensors' device, as torch's own matmuls do."""
+def under_autocast(*tensors: Tensor | QuantizedWeight | None) -> tuple[Tensor | QuantizedWeight | None, ...]:
+    """Cast to the autocast dtype where autocast is on for the tensors' device, as torch's own matmuls do.
+
+    Quantized weights have no dtype to cast: they are computed with in that of x.
+    """
     first = next(t for t in tensors if t is not None)
     kind = first.device.type
     if not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in tensors)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype != torch.float64 else t for t in tensors)
 
 
 def weight_dtype(x: Tensor) -> torch.dtype:

@@ -15,6 +15,8 @@ def supports(op: str, *tensors: Tensor) -> str | None:
     module, reason = native()
     if module is None:
         return reason
+    if op.endswith("_quantized") and not hasattr(module, "Quantized"):
+        return f"the native core was built without {op}"
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"it serves CPU tensors, not {tensor.device}"
