@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-OPS = ("topk_gating", "route", "permute", "unpermute", "grouped_mm", "fused_experts")
+OPS = ("topk_gating", "route", "permute", "unpermute", "grouped_mm", "fused_experts", "grouped_lora")
 
 
 class BackendUnavailable(RuntimeError):
