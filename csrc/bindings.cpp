@@ -6,6 +6,7 @@
 #include "common/error.h"
 #include "common/thread_pool.h"
 #include "cpu/dispatch.h"
+#include "cpu/grouped_lora.h"
 #include "cpu/ops.h"
 
 namespace py = pybind11;
@@ -123,6 +124,24 @@ void run_experts(const TensorView& x, const TensorView& indices, const TensorVie
   moe::fused_experts(x, indices, weights, experts, out, &saved, threads);
 }
 
+void bind_lora(py::module_& m) {
+  m.def(
+      "grouped_lora",
+      [](const TensorView& x, const TensorView& a, const TensorView& b, const TensorView& groups,
+         const TensorView& scaling, const TensorView* ranks, const TensorView* base, const TensorView& out,
+         int threads) { moe::grouped_lora({x, a, b, groups, scaling, ranks}, base, out, threads); },
+      Unlocked());
+  m.def(
+      "grouped_lora_backward",
+      [](const TensorView& grad, const TensorView& x, const TensorView& a, const TensorView& b,
+         const TensorView& groups, const TensorView& scaling, const TensorView* ranks, const TensorView* grad_x,
+         const TensorView* grad_a, const TensorView* grad_b, const TensorView* grad_scaling, int threads) {
+        moe::grouped_lora_backward(grad, {x, a, b, groups, scaling, ranks}, {grad_x, grad_a, grad_b, grad_scaling},
+                                   threads);
+      },
+      Unlocked());
+}
+
 void bind_experts(py::module_& m) {
   m.def(
       "fused_experts",
@@ -192,6 +211,7 @@ PYBIND11_MODULE(_C, m) {
   bind_gating(m);
   bind_rows(m);
   bind_grouped(m);
+  bind_lora(m);
   bind_experts(m);
   m.def("isa", [] { return std::string(moe::kernels().name); }, "Name of the instruction set that the kernels use.");
   m.def("usable_isas", &moe::usable_isas, "What MOE_KERNELS_ISA may be here, the best first.");

@@ -2,6 +2,7 @@
 
 from moe_kernels.layer import MoELayer, RouterOutput
 from moe_kernels.ops.fused_experts import fused_experts
+from moe_kernels.ops.grouped_lora import grouped_lora, grouped_lora_
 from moe_kernels.ops.grouped_mm import grouped_mm
 from moe_kernels.ops.permute import permute
 from moe_kernels.ops.route import RoutingPlan, route
@@ -20,6 +21,8 @@ __all__ = [
     "TopKGating",
     "available_backends",
     "fused_experts",
+    "grouped_lora",
+    "grouped_lora_",
     "grouped_mm",
     "permute",
     "quantize_experts",

@@ -22,6 +22,7 @@ OPS = (
     "fused_experts",
     "grouped_mm_quantized",
     "fused_experts_quantized",
+    "grouped_lora",
 )
 
 

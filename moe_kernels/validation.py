@@ -272,3 +272,52 @@ def check_fused_experts(
             check_dtype(op, name, operand, (x.dtype,))
         if operand is not None:
             check_device(op, name, operand, x)
+
+
+def check_grouped_lora(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    groups: Tensor,
+    scaling: Tensor | float,
+    ranks: Tensor | None,
+    base: Tensor | None = None,
+) -> None:
+    op = "grouped_lora" if base is None else "grouped_lora_"
+    check_shape(op, "x", x, {"N": -1, "H": -1})
+    check_dtype(op, "x", x, FLOATS)
+    N, H = x.shape
+    check_shape(op, "A", A, {"G": -1, "R": -1, "H": H})
+    G, R = A.shape[:2]
+    if G < 1:
+        fail(op, "A", "at least one group", tuple(A.shape))
+    check_shape(op, "B", B, {"G": G, "O": -1, "R": R})
+    check_shape(op, "groups", groups, {"N": N})
+    check_dtype(op, "groups", groups, INTEGERS)
+    if isinstance(scaling, Tensor):
+        check_shape(op, "scaling", scaling, {"G": G})
+        check_dtype(op, "scaling", scaling, (torch.float32, torch.float64))
+    elif not isinstance(scaling, (int, float)):
+        fail(op, "scaling", "a tensor or a number", type(scaling).__name__, TypeError)
+    if N > MAX_ROWS:
+        fail(op, "x", f"at most {MAX_ROWS} rows", N)
+    if N and _may_read(groups):
+        lowest = int(groups.min())
+        if lowest < 0:
+            fail(op, "groups", "no negative group", lowest)
+    if ranks is not None:
+        check_shape(op, "ranks", ranks, {"G": G})
+        check_dtype(op, "ranks", ranks, (torch.int32,))
+        if _may_read(ranks):
+            for rank in (int(bound) for bound in torch.aminmax(ranks)):
+                if not 0 <= rank <= R:
+                    fail(op, "ranks", f"values in [0, R={R}]", rank)
+    if base is not None:
+        check_shape(op, "base", base, {"N": N, "O": B.shape[1]})
+    for name, other in (("A", A), ("B", B), ("base", base)):
+        if other is not None:
+            check_dtype(op, name, other, (x.dtype,))
+    given = {"A": A, "B": B, "groups": groups, "scaling": scaling, "ranks": ranks, "base": base}
+    for name, argument in given.items():
+        if isinstance(argument, Tensor):
+            check_device(op, name, argument, x)

@@ -15,15 +15,38 @@ void grouped_mm(const GroupedArguments& a, const TensorView* base, const TensorV
   const Chunks chunks = cut_into_chunks(kern, form, shape.offsets, shape.experts);
   threads = threads_for(threads, shape.time());
 
+  // A slot for each token, or a base alone: a row of the output is one row's, and nothing has to be summed later.
+  std::vector<int32_t> token_of_row;
+  bool placed = shape.rows > 0 && (a.slot_row ? a.slot_row->shape[1] == 1 : base != nullptr);
+  if (placed) {
+    token_of_row.assign(shape.rows, -1);
+    for (int64_t t = 0; placed && t < rows_out; ++t) {
+      const int64_t row = a.slot_row ? a.slot_row->as<const int32_t>()[t] : t;
+      if (row < 0) continue;
+      placed = token_of_row[row] < 0;
+      token_of_row[row] = static_cast<int32_t>(t);
+    }
+  }
   // Rows go straight to the output unless they still have to be summed: then by way of float32 slices.
-  const bool summed = a.slot_row || base;
+  const bool summed = !placed && (a.slot_row || base);
   Slices slices(summed ? shape.rows : 0, shape.outputs, kern.lanes);
   const int64_t y_floats = summed ? slices.floats : 0;
   const int64_t x_words = form.whole() ? chunks.columns * form.words(shape.inputs) : 0;
   Workspace workspace(Workspace::padded<float>(y_floats) + Workspace::padded<float>(x_words));
   float* y = workspace.take<float>(y_floats);
   float* x_packed = workspace.take<float>(x_words);
-  if (!summed) {
+  if (placed) {
+    const size_t bytes = static_cast<size_t>(shape.outputs * item_size(out.dtype));
+    slices.width = std::max<int64_t>(shape.outputs, 1);
+    for (int64_t t = 0; t < rows_out; ++t) {
+      const int64_t row = a.slot_row ? a.slot_row->as<const int32_t>()[t] : t;
+      if (row >= 0 && row < shape.valid_rows) continue;
+      if (!base)
+        std::memset(out.row(t), 0, bytes);
+      else if (base->data != out.data)
+        std::memcpy(out.row(t), base->row(t), bytes);
+    }
+  } else if (!summed) {
     slices.width = std::max<int64_t>(shape.outputs, 1);
     zero_rows(out, shape.valid_rows, shape.rows, threads);
   }
@@ -59,7 +82,18 @@ void grouped_mm(const GroupedArguments& a, const TensorView* base, const TensorV
         for (int64_t m = 0; m < task.count; ++m)
           kern.multiply(block + m * pitch, block + m * pitch, scale, chunk.count);
       }
-      if (summed)
+      if (placed) {
+        float* lines = scratch.packed;
+        kern.scatter_transposed(reinterpret_cast<char*>(lines), DType::f32, task.count, block, pitch, chunk.count,
+                                task.count);
+        for (int64_t n = 0; n < chunk.count; ++n, lines += task.count) {
+          const int64_t token = token_of_row[chunk.first + n];
+          if (token < 0) continue;
+          if (base)
+            kern.add_scaled(lines, 1.0f, base->row(token) + row * item_size(base->dtype), base->dtype, task.count);
+          kern.store(out.row(token) + row * item_size(out.dtype), out.dtype, lines, task.count);
+        }
+      } else if (summed)
         kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
                                 block, pitch, chunk.count, task.count);
       else

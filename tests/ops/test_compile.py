@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_kernels import MoELayer, fused_experts, grouped_mm, permute, route, topk_gating, unpermute
+from moe_kernels import MoELayer, fused_experts, grouped_lora, grouped_mm, permute, route, topk_gating, unpermute
 from moe_kernels.testing import expert_inputs, random_indices
 
 OPS = torch.ops.moe_kernels
@@ -71,7 +71,7 @@ def _chain(x, logits, up, down):
     plan = route(gating.indices, logits.shape[1])
     rows = grouped_mm(permute(x, plan), up, plan.offsets)
     rows = grouped_mm(torch.relu(rows), down, plan.offsets)
-    out = unpermute(rows, plan, gating.weights)
+    out = unpermute(rows, plan, gating.weights) + grouped_lora(x, up, down, gating.indices[:, 0], 0.5)
     return out + fused_experts(x, gating.indices, gating.weights, up, down, activation="relu"), gating.z
 
 

@@ -91,7 +91,10 @@ inline void product_few_by_rows(float* c, int64_t ldc, const Operand& a, int64_t
       } else {
         for (int64_t first = k; first < depth; first += LANES) {
           const int64_t width = depth - first < LANES ? depth - first : LANES;
-          for (int r = 0; r < LANES; ++r) block[r] = load_first_as(row[r] + first * item, TYPE, width);
+          for (int r = 0; r < LANES; ++r) {
+            const char* at = row[r] + first * item;
+            block[r] = width == LANES ? load_as(at, TYPE) : load_first_as(at, TYPE, width);
+          }
           transpose(block);
           for (int64_t j = 0; j < width; ++j) {
             for (int n = 0; n < COLUMNS; ++n) run[n] = fma(block[j], splat(b[few_word(COLUMNS, first + j, n)]), run[n]);

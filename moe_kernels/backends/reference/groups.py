@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,6 +12,12 @@ from torch.nn import functional as F
 def accumulate_dtype(x: Tensor) -> torch.dtype:
     """float64 stays what it is; everything else is summed in float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """Let matmuls keep the dtype of their operands: an op casts its arguments, never what it has in float32."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _capturing(x: Tensor) -> bool:
