@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from peers import steps
 import torch
 from measure import copies_for
+from peers import steps
 
 from moe_kernels import permute, route, unpermute
 from moe_kernels.testing import random_indices

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from peers import steps
 import torch
+from peers import steps
 
 from moe_kernels import topk_gating
 

@@ -73,9 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--small", action="store_true", help="small shapes, for a quick look")
     group.addoption("--dtype", choices=["bfloat16", "float16", "float32"], help="default: what the benchmark is about")
     group.addoption("--rounds", type=int, help="of each arm, default 7; more for short calls")
-    group.addoption(
-        "--limit", type=float, help="seconds for an arm of one case, default 20; slow arms get fewer rounds"
-    )
+    group.addoption("--limit", type=float, help="seconds for an arm of a case, default 20; slow arms get fewer rounds")
     group.addoption("--rotate-gib", type=float, help="memory to rotate the weights through, default 2")
     folder = Path(__file__).parent / "results"
     group.addoption("--output", default=str(folder), help="folder for the results, default benchmarks/results")
@@ -93,7 +91,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("model", list(models), indirect=True, scope="module")
     if "shape" in names:
         shape = Shape(8, 2, 256, 128) if session.small else Shape(48, 6, 1536, 640)
-        metafunc.parametrize("shape", [shape], ids=lambda s: f"E{s.E}-K{s.K}-H{s.H}-I{s.I}")
+        metafunc.parametrize("shape", [shape], ids=_name)
     if "T" in names:
         small, full = getattr(metafunc.module, "COUNTS", ((1, 64), (1, 16, 256, 1024)))
         metafunc.parametrize("T", small if session.small else full, ids=lambda T: f"T{T}")
@@ -147,7 +145,7 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
         T: int | None = None,
     ) -> Record:
         given = request.node.callspec.params
-        sizes = sizes or given["shape"]
+        sizes = sizes or given.get("shape")
         calls = {
             name: call if copies is None else (lambda turn, call=call: call(turn % copies))
             for name, call in arms.items()
@@ -161,9 +159,9 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
         product = product_rate(kind or name, threads)
         record = Record(
             op=op or request.node.originalname.removeprefix("test_"),
-            shape=shape or f"E{sizes.E}-K{sizes.K}-H{sizes.H}-I{sizes.I}",
-            sizes=sizes._asdict(),
-            T=given["T"] if T is None else T,
+            shape=shape or (_name(sizes) if sizes else request.node.callspec.id),
+            sizes=sizes._asdict() if sizes else {},
+            T=T or given.get("T", 0),
             dtype=name,
             threads=threads,
             seconds=measured.seconds,
@@ -178,7 +176,7 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
             isa=core().isa() if native()[0] is not None else "reference",
         )
         session.records.append(record)
-        merge(session.results, [record])
+        merge(session.results, session.records)
         return record
 
     def warm_up(calls: dict[str, Call], check: bool) -> tuple[dict[str, float], dict[str, float]]:
@@ -205,6 +203,10 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
     return run
 
 
+def _name(shape: Shape) -> str:
+    return f"E{shape.E}-K{shape.K}-H{shape.H}-I{shape.I}"
+
+
 def _tensors(result: Any) -> tuple[torch.Tensor, ...]:
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
@@ -228,7 +230,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         write(line)
     from plot import draw
 
-    known = [r for r in merge(session.results, []) if (r.cpu, r.threads) == (last.cpu, last.threads)]
+    known = [r for r in merge(session.results, session.records) if (r.cpu, r.threads) == (last.cpu, last.threads)]
     session.results.with_suffix(".md").write_text("\n".join(tables(known)) + "\n")
     draw(known, session.results.with_suffix(".png"))
     write(f"written: {session.results} and, with every earlier run on this machine, .md and .png beside it")

@@ -11,6 +11,8 @@ from peers import Forward, Tokens, Unavailable, sglang, transformers, vllm
 
 from moe_kernels.testing import random_indices
 
+LIBRARIES = {"vLLM": vllm.prepare, "SGLang": sglang.prepare, "SGLang int8": sglang.prepare_int8}
+
 
 class Layer:
     """Weights, peers and inputs of one shape.
@@ -55,18 +57,32 @@ class Layer:
         shifted = [(indices + step * K) % E for step in range(max(1, E // K))]
         return [Tokens(x, i, i.long(), routing, routing.to(self.dtype)) for i in shifted]
 
-    def arm(self, name: str, prepare: Callable[[], Forward], tokens: list[Tokens]) -> Call | None:
-        """Return the arm of a forward, made once for this layer; None where it does not run here."""
+    def arm(
+        self,
+        name: str,
+        prepare: Callable[[], Forward],
+        tokens: list[Tokens],
+        copies: int | None = None,
+        must: bool = False,
+    ) -> Call | None:
+        """Return the arm of a forward, which is made once for this layer; None where it does not run here.
+
+        Args:
+            copies: how many copies `prepare` makes, if not as many as there are of the weights.
+            must: an error is not a reason to leave it out.
+        """
         if name not in self.forwards:
             try:
                 self.forwards[name] = prepare()
             except (Unavailable, ImportError, RuntimeError) as error:
+                if must:
+                    raise
                 self.session.unavailable(name, error)
                 self.forwards[name] = None
-        forward = self.forwards[name]
+        forward, copies = self.forwards[name], copies or self.copies
         if forward is None:
             return None
-        return lambda turn: forward(turn % self.copies, tokens[turn // self.copies % len(tokens)])
+        return lambda turn: forward(turn % copies, tokens[turn // copies % len(tokens)])
 
     def transformers(self, tokens: list[Tokens]) -> dict[str, Call | None]:
         """The arms of transformers."""
@@ -75,10 +91,10 @@ class Layer:
             for name in ("eager", "grouped_mm")
         }
 
+    def library(self, name: str, tokens: list[Tokens]) -> Call | None:
+        """The arm of one name of LIBRARIES."""
+        return self.arm(name, lambda: LIBRARIES[name](*self.weights[0], self.copies), tokens)
+
     def libraries(self, tokens: list[Tokens]) -> dict[str, Call | None]:
         """The arms of vLLM and SGLang."""
-        prepare = {"vLLM": vllm.prepare, "SGLang": sglang.prepare, "SGLang int8": sglang.prepare_int8}
-        return {
-            name: self.arm(name, lambda pack=pack: pack(*self.weights[0], self.copies), tokens)
-            for name, pack in prepare.items()
-        }
+        return {name: self.library(name, tokens) for name in LIBRARIES}

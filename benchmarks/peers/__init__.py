@@ -1,7 +1,7 @@
 """The libraries that the benchmarks compare with, one file each.
 
-A peer of the whole expert MLP has `prepare(gate_up, down, copies)`, which packs what it needs and returns its forward. A
-peer that cannot be loaded or does not run on this machine raises `Unavailable`; the table then shows "-".
+A peer of the whole expert MLP has `prepare(gate_up, down, copies)`, which packs what it needs and returns its forward.
+One that cannot be loaded or does not run on this machine raises `Unavailable`; the table then shows "-".
 """
 
 from __future__ import annotations

@@ -62,8 +62,9 @@ def _failure(peer: str, dtype: str) -> str | None:
     done = subprocess.run([sys.executable, str(probe), peer, dtype], capture_output=True, text=True)
     if done.returncode == 0:
         return None
-    told = [line.strip() for line in done.stderr.splitlines() if "Error" in line or "what():" in line]
-    what = f": {told[0]}" if told else ""
+    # An exception that ended the process, or Python's last line.
+    told = [line.strip() for line in done.stderr.splitlines() if "what():" in line or "Error:" in line]
+    what = f": {told[0].removeprefix('what():').strip()}" if told else ""
     if done.returncode < 0:
         return f"{signal.Signals(-done.returncode).name} in a trial run{what}"
     return f"a trial run failed{what}"

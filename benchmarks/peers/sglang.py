@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from peers import Forward, Tokens, copied, library
 from torch import Tensor
+
+from peers import Forward, Tokens, copied, library
 
 # The codes of its argument moe_comp_method.
 UNQUANTIZED, INT8 = 0, 1
@@ -44,7 +45,7 @@ def pack_int8(gate_up: Tensor, down: Tensor, copies: int) -> Forward:
             values[e] = (wide / scale[e, :, None]).round()
         packed.append(copied(kernels.convert_weight_packed(values), copies))
         scales.append(scale)
-    return _forward(packed[0], packed[1], INT8, (scales[0], scales[1]))
+    return _forward(packed[0], packed[1], INT8, tuple(scales))
 
 
 def prepare(gate_up: Tensor, down: Tensor, copies: int) -> Forward:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from peers import Forward
 from torch import Tensor
+
+from peers import Forward
 
 
 def mixtral_experts(gate_up: Tensor, down: Tensor, implementation: str) -> Callable[..., Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from peers import Forward, Tokens, copied, library
 from torch import Tensor
+
+from peers import Forward, Tokens, copied, library
 
 
 def instruction_set(dtype: torch.dtype) -> str:
