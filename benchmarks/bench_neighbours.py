@@ -1,6 +1,7 @@
 """What two busy processes on the same cores cost each library: the expert MLP beside them, and alone.
 
 Threads that spin while they wait lose whole time slices to a neighbour, threads that sleep lose their share.
+Leave OMP_WAIT_POLICY unset here: that is what a user has, and PASSIVE makes torch's threads sleep.
 """
 
 from __future__ import annotations

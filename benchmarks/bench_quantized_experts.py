@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from measure import copies_for
 
 from moe_kernels import fused_experts
@@ -16,10 +17,8 @@ COUNTS = (1, 64), (1, 16, 64, 256, 1024)
 FORMATS = ("int8", "int8 dynamic", "NF4")
 
 
-def _expert_bytes(shape, kind: str) -> float:
-    elements = 3 * shape.I * shape.H
-    # A scale for each row of int8, for each block of 64 of NF4.
-    return elements * (0.5 + 4 / 64) if kind == "NF4" else elements + 4 * (2 * shape.I + shape.H)
+def _nbytes(weight) -> int:
+    return sum(value.nbytes for value in vars(weight).values() if isinstance(value, torch.Tensor))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -27,12 +26,14 @@ def test_quantized_experts(compare, model, T, kind):
     tokens = model.tokens(T)
     dynamic = kind == "int8 dynamic"
     quantize = quantized_weights.quantize_nf4 if kind == "NF4" else quantized_weights.quantize_int8
-    expert_bytes = _expert_bytes(model.shape, kind)
-    copies = copies_for(expert_bytes * model.shape.E)
+
+    first = model.keep(kind.split()[0], lambda: [quantize(weight) for weight in model.weights[0]])
+    nbytes = sum(map(_nbytes, first))
+    copies = copies_for(nbytes)
 
     def prepare():
-        first = [quantize(weight) for weight in model.weights[0]]
-        weights = [first, *(copy.deepcopy(first) for _ in range(copies - 1))]
+        # The second form of int8 shares the copies of the first.
+        weights = model.keep(f"{kind.split()[0]} copies", lambda: [first, *map(copy.deepcopy, [first] * (copies - 1))])
         return lambda number, given: fused_experts(
             given.x, given.indices, given.routing, *weights[number], dynamic=dynamic
         )
@@ -46,7 +47,7 @@ def test_quantized_experts(compare, model, T, kind):
             "ours unquantized": model.arm("ours", lambda: plain, tokens),
             "SGLang int8": model.library("SGLang int8", tokens) if dynamic else None,
         },
-        nbytes=expert_bytes * len(tokens[0].indices.unique()),
+        nbytes=nbytes * len(tokens[0].indices.unique()) / model.shape.E,
         flops=model.operations(T),
         dtype=model.dtype,
         kind="int8" if dynamic else None,

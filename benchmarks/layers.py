@@ -31,10 +31,17 @@ class Layer:
         self.copies = copies_for(self.expert_bytes * E)
         self.weights = [(gate_up, down), *((gate_up.clone(), down.clone()) for _ in range(self.copies - 1))]
         self.forwards: dict[str, Forward | None] = {}
+        self.kept: dict[str, Any] = {}
 
     def free(self) -> None:
-        self.weights.clear()
-        self.forwards.clear()
+        for held in (self.weights, self.forwards, self.kept):
+            held.clear()
+
+    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` made when it was first asked for under this name."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
 
     @property
     def expert_bytes(self) -> int:
