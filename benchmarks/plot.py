@@ -45,6 +45,7 @@ def draw(records: list[Record], path: Path, op: str = "fused_experts") -> None:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.set_xticks([r.T for r in group], [str(r.T) for r in group])
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xlabel("tokens T")
         sizes = ", ".join(f"{letter}={size}" for letter, size in group[0].sizes.items())
         panel.set_title(f"{shape}, {dtype}\n{sizes}", fontsize=10)
@@ -53,8 +54,10 @@ def draw(records: list[Record], path: Path, op: str = "fused_experts") -> None:
     handles = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(f"{op}, cold weights: {cpu}, {threads} threads, {when}", fontsize=11)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=4 * len(shapes), frameon=False
+    )
+    figure.suptitle(f"{op}, cold weights: {cpu}, {threads} thread{'s' if threads > 1 else ''}, {when}", fontsize=11)
     figure.savefig(path, dpi=140)
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The kernels, without Python and torch, under AddressSanitizer with UndefinedBehaviorSanitizer and under ThreadSanitizer,
-# once for each instruction set that this machine has. Needs GCC or Clang with their sanitizers; CXX names the compiler.
+# The kernels, without Python and torch, under AddressSanitizer with UndefinedBehaviorSanitizer, and under
+# ThreadSanitizer, once for each instruction set that this machine has. Needs GCC or Clang with their sanitizers; CXX
+# names the compiler, JOBS how many of them run at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,7 +28,7 @@ object() { echo "$1/$(echo "${2%.cpp}" | tr / _).o"; }
 build_all() {
     local folder=$1 sanitizers=$2 source isa flags objects=() program
     mkdir -p "$folder"
-    for source in csrc/common/*.cpp csrc/cpu/*.cpp "${kernels[@]}" tests/native/every_op.cpp tests/native/foreign_isa.cpp; do
+    for source in csrc/common/*.cpp csrc/cpu/*.cpp "${kernels[@]}" tests/native/{every_op,foreign_isa}.cpp; do
         flags=""
         if [[ $source == csrc/cpu/isa/* ]]; then
             isa=${source##*_} isa=FLAGS_${isa%.cpp}

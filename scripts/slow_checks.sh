@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The checks that take too long for every change: the tests marked slow, the kernels under sanitizers and as ARM code under an
-# emulator, and the benchmarks of the ops.
+# The checks that take too long for every change: the tests marked slow, the kernels under sanitizers and as ARM code
+# under an emulator, and the benchmarks of the ops.
 # Run it in an environment that has `pip install -e ".[test]" -c constraints.txt`.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -188,9 +188,10 @@ int main(int count, char** arguments) {
   std::printf("%s\n", kernels().name);
   for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
     for (bool transposed : {false, true}) {
-      for (const Case& c : {Case{1, 4, 2, 16, 8, dtype, transposed, false}, Case{0, 4, 2, 8, 8, dtype, transposed, false},
-                            Case{7, 4, 2, 33, 19, dtype, transposed, false}, Case{70, 8, 3, 70, 45, dtype, transposed, true},
-                            Case{40, 3, 3, 130, 70, dtype, transposed, false}, Case{200, 2, 1, 300, 33, dtype, transposed, true}})
+      for (const Case& c :
+           {Case{0, 4, 2, 8, 8, dtype, transposed, false}, Case{1, 4, 2, 16, 8, dtype, transposed, false},
+            Case{7, 4, 2, 33, 19, dtype, transposed, false}, Case{40, 3, 3, 130, 70, dtype, transposed, false},
+            Case{70, 8, 3, 70, 45, dtype, transposed, true}, Case{200, 2, 1, 300, 33, dtype, transposed, true}})
         if (!check(c)) return 1;
     }
     if (!callers_at_once({70, 8, 3, 70, 45, dtype, false, true})) return 1;
