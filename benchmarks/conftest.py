@@ -20,11 +20,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import measure  # noqa: E402
-from measure import Call, interleave, product_rate  # noqa: E402
+from measure import Call, distance, interleave, product_rate  # noqa: E402
 from report import Record, merge, processor, tables  # noqa: E402
 
 from moe_kernels.native import core, native  # noqa: E402
-from moe_kernels.testing import relative_error  # noqa: E402
 
 SESSION = pytest.StashKey["Session"]()
 
@@ -153,7 +152,7 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
             if call is not None
         }
         with torch.inference_mode():
-            first, distance = warm_up(calls, check)
+            first, distances = warm_up(calls, check)
             measured = interleave({name: calls[name] for name in first}, first, session.rounds, session.limit)
         name = str(dtype).removeprefix("torch.")
         threads = torch.get_num_threads()
@@ -167,7 +166,7 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
             threads=threads,
             seconds=measured.seconds,
             rounds=measured.rounds,
-            distance=distance,
+            distance=distances,
             nbytes=nbytes,
             operations=flops,
             read=measured.read,
@@ -186,7 +185,7 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
 
     def warm_up(calls: dict[str, Call], check: bool) -> tuple[dict[str, float], dict[str, float]]:
         first: dict[str, float] = {}
-        distance: dict[str, float] = {}
+        distances: dict[str, float] = {}
         wanted: object = None
         for number, (name, call) in enumerate(calls.items()):
             begin = time.perf_counter()
@@ -202,8 +201,8 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
                 wanted = got
             elif check:
                 pairs = zip(_tensors(got), _tensors(wanted), strict=True)
-                distance[name] = max(relative_error(theirs, ours) for theirs, ours in pairs)
-        return first, distance
+                distances[name] = max(distance(theirs, ours) for theirs, ours in pairs)
+        return first, distances
 
     return run
 

@@ -139,6 +139,18 @@ def interleave(arms: Mapping[str, Call], first: Mapping[str, float], rounds: int
     )
 
 
+def distance(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Return ‖got − want‖ / ‖want‖, summed in parts: a layer's gradient in float64 would be gigabytes."""
+    if got.shape != want.shape:
+        raise ValueError(f"shapes differ: {tuple(got.shape)} and {tuple(want.shape)}")
+    apart = size = 0.0
+    for theirs, ours in zip(got.reshape(-1).split(2**24), want.reshape(-1).split(2**24), strict=True):
+        ours = ours.float()
+        apart += float((theirs.float() - ours).square().sum(dtype=torch.float64))
+        size += float(ours.square().sum(dtype=torch.float64))
+    return math.sqrt(apart / size) if size else math.sqrt(apart)
+
+
 def copies_for(nbytes: float) -> int:
     """Return how many copies of `nbytes` to rotate through so that no cache serves them."""
     return max(2, math.ceil(rotated_bytes / max(nbytes, 1)))
