@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import peers
 import torch
 from measure import copies_for
+from peers import steps
 
 from moe_kernels import grouped_mm, route
 from moe_kernels.testing import random_indices
@@ -20,12 +20,13 @@ def test_grouped_mm(compare, shape, T, dtype):
     x = torch.randn(T * K, H).to(dtype)
     hit = sum(b > a for a, b in zip(bounds, bounds[1:], strict=False))
     compare(
-        lambda copy: grouped_mm(x, weights[copy], plan.offsets),
-        lambda copy: peers.grouped_mm_eager(x, weights[copy], bounds),
-        lambda copy: peers.grouped_mm_torch(x, weights[copy], plan.offsets[1:]),
+        {
+            "ours": lambda copy: grouped_mm(x, weights[copy], plan.offsets),
+            "eager": lambda copy: steps.grouped_mm_eager(x, weights[copy], bounds),
+            "grouped_mm": lambda copy: steps.grouped_mm_torch(x, weights[copy], plan.offsets[1:]),
+        },
         nbytes=size * hit / E,
         flops=2 * T * K * 2 * I * H,
         dtype=dtype,
         copies=copies,
-        rounds=5,
     )

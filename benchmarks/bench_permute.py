@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import peers
 import torch
 from measure import copies_for
+from peers import steps
 
 from moe_kernels import permute, route, unpermute
 from moe_kernels.testing import random_indices
@@ -23,10 +23,14 @@ def test_permute(compare, shape, T, dtype):
     plan, bounds, tokens, order = _plan(shape, T)
     groups = [tokens[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
     compare(
-        lambda copy: permute(x[copy], plan),
-        lambda copy: peers.permute_eager(x[copy], groups),
-        lambda copy: peers.permute_grouped(x[copy], order, shape.K),
+        {
+            "ours": lambda copy: permute(x[copy], plan),
+            "eager": lambda copy: steps.permute_eager(x[copy], groups),
+            "grouped_mm": lambda copy: steps.permute_grouped(x[copy], order, shape.K),
+        },
+        check=False,
         nbytes=size * (1 + shape.K),
+        dtype=dtype,
         copies=copies,
     )
 
@@ -39,9 +43,12 @@ def test_unpermute(compare, shape, T, dtype):
     plan, bounds, tokens, order = _plan(shape, T)
     weights_N = weights.reshape(-1)[order]
     compare(
-        lambda copy: unpermute(rows[copy], plan, weights),
-        lambda copy: peers.unpermute_eager(rows[copy], bounds, tokens, weights_N, T),
-        lambda copy: peers.unpermute_grouped(rows[copy], order, weights_N, T, shape.K),
+        {
+            "ours": lambda copy: unpermute(rows[copy], plan, weights),
+            "eager": lambda copy: steps.unpermute_eager(rows[copy], bounds, tokens, weights_N, T),
+            "grouped_mm": lambda copy: steps.unpermute_grouped(rows[copy], order, weights_N, T, shape.K),
+        },
         nbytes=size * (1 + shape.K),
+        dtype=dtype,
         copies=copies,
     )

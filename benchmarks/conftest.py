@@ -1,15 +1,16 @@
-"""Interleaved comparison with transformers, and the table at the end of the run.
+"""Interleaved comparison with other libraries, and the tables at the end of the run.
 
-`pytest benchmarks` times each op beside its peers; `--small` uses sizes for a quick look.
+`pytest benchmarks` times each op beside its peers, `--small` uses sizes for a quick look, `-k OLMoE` one model's.
 """
 
 from __future__ import annotations
 
+import datetime
 import itertools
-import statistics
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measure import floor_seconds, matrix_rate, read_bandwidth  # noqa: E402
+import measure  # noqa: E402
+from measure import Call, distance, interleave, product_rate  # noqa: E402
+from report import Record, merge, processor, tables  # noqa: E402
 
-ROWS = pytest.StashKey[list["Row"]]()
+from moe_kernels.native import core, native  # noqa: E402
+
+SESSION = pytest.StashKey["Session"]()
 
 
 class Shape(NamedTuple):
@@ -32,94 +37,205 @@ class Shape(NamedTuple):
     I: int
 
 
-class Row(NamedTuple):
-    op: str
-    case: str
-    seconds: float
-    floor: float
-    eager: float | None
-    grouped: float | None
+# The layers of published models.
+MODELS = {
+    "OLMoE": Shape(64, 8, 2048, 1024),
+    "Qwen3-30B-A3B": Shape(128, 8, 2048, 768),
+    "Mixtral-like": Shape(8, 2, 2048, 4096),
+}
+SMALL_MODELS = {"small": Shape(16, 4, 256, 128), "small-wide": Shape(4, 2, 256, 512)}
+
+
+class Session:
+    """What one run of the benchmarks was asked for and has found."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.small = config.getoption("--small")
+        self.dtype = config.getoption("--dtype")
+        self.rounds = config.getoption("--rounds") or (3 if self.small else 7)
+        self.limit = config.getoption("--limit") or (0.5 if self.small else 20.0)
+        measure.rotated_bytes = (config.getoption("--rotate-gib") or (1 / 16 if self.small else 2)) * 2**30
+        self.folder = Path(config.getoption("--output"))
+        self.records: list[Record] = []
+        self.reasons: dict[str, str] = {}
+
+    @property
+    def results(self) -> Path:
+        return self.folder / ("small.json" if self.small else "results.json")
+
+    def unavailable(self, arm: str, reason: Exception) -> None:
+        """Remember why an arm is missing; the first reason is told."""
+        self.reasons.setdefault(arm, str(reason).strip().splitlines()[0] or type(reason).__name__)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--small", action="store_true", help="small shapes, for a quick look")
+    group = parser.getgroup("benchmarks of moe_kernels")
+    group.addoption("--small", action="store_true", help="small shapes, for a quick look")
+    group.addoption("--dtype", choices=["bfloat16", "float16", "float32"], help="default: what the benchmark is about")
+    group.addoption("--rounds", type=int, help="of each arm, default 7; more for short calls")
+    group.addoption("--limit", type=float, help="seconds for an arm of a case, default 20; slow arms get fewer rounds")
+    group.addoption("--rotate-gib", type=float, help="memory to rotate the weights through, default 2")
+    folder = Path(__file__).parent / "results"
+    group.addoption("--output", default=str(folder), help="folder for the results, default benchmarks/results")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
+    config.stash[SESSION] = Session(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    small = metafunc.config.getoption("--small")
-    if "shape" in metafunc.fixturenames:
-        shape = Shape(8, 2, 256, 128) if small else Shape(48, 6, 1536, 640)
-        metafunc.parametrize("shape", [shape], ids=lambda s: f"E{s.E}-K{s.K}-H{s.H}-I{s.I}")
-    if "T" in metafunc.fixturenames:
-        metafunc.parametrize("T", (1, 64) if small else (1, 16, 256, 1024), ids=lambda T: f"T{T}")
-    if "dtype" in metafunc.fixturenames:
-        metafunc.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("f32", "bf16"))
+    session = metafunc.config.stash[SESSION]
+    names = metafunc.fixturenames
+    if "model" in names:
+        models = SMALL_MODELS if session.small else MODELS
+        metafunc.parametrize("model", list(models), indirect=True, scope="module")
+    if "shape" in names:
+        shape = Shape(8, 2, 256, 128) if session.small else Shape(48, 6, 1536, 640)
+        metafunc.parametrize("shape", [shape], ids=_name)
+    if "T" in names:
+        small, full = getattr(metafunc.module, "COUNTS", ((1, 64), (1, 16, 256, 1024)))
+        metafunc.parametrize("T", small if session.small else full, ids=lambda T: f"T{T}")
+    if "dtype" in names and "model" not in names:
+        dtypes = [session.dtype] if session.dtype else ["float32", "bfloat16"]
+        metafunc.parametrize("dtype", [getattr(torch, name) for name in dtypes], ids=dtypes)
+
+
+@pytest.fixture(scope="session")
+def session(request: pytest.FixtureRequest) -> Session:
+    return request.config.stash[SESSION]
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest, session: Session) -> Iterator[Any]:
+    """The layer of one model with its copies of the weights; the previous one's are freed before."""
+    from layers import Layer
+
+    models = SMALL_MODELS if session.small else MODELS
+    layer = Layer(request.param, models[request.param], getattr(torch, session.dtype or "bfloat16"), session)
+    yield layer
+    layer.free()
 
 
 @pytest.fixture
-def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Time `ours` and the peers in turn, each call on the next copy of its data.
+def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., Record]:
+    """Time arms in turn, ours first, and add a row to the tables.
 
-    The first argument of every arm is a copy's number. pytest-benchmark reports ours; the peers run between its rounds.
+    Args:
+        arms: name to call; a call gets the number of its round, which chooses the copy of the data. None: no such arm.
+        nbytes, flops: what the work needs at least.
+        dtype: of the data.
+        kind: format of the products, a key of `measure.KINDS`; the dtype's by default.
+        copies: if given, the calls get their number modulo this.
+        check: whether the arms' results are compared with ours.
+        shape, T, sizes: the case, by default what the test's parameters say.
     """
 
     def run(
-        ours: Callable[[int], object],
-        eager: Callable[[int], object] | None,
-        grouped: Callable[[int], object] | None,
+        arms: dict[str, Call | None],
         *,
         nbytes: float,
         flops: float = 0.0,
         dtype: torch.dtype = torch.float32,
-        copies: int = 1,
-        rounds: int = 9,
-    ) -> None:
-        turn = itertools.count()
-        times: dict[str, list[float]] = {"eager": [], "grouped": []}
-
-        def between() -> tuple[tuple[int], dict[str, Any]]:
-            for name, call in (("eager", eager), ("grouped", grouped)):
-                if call is not None:
-                    copy = next(turn) % copies
-                    start = time.perf_counter()
-                    call(copy)
-                    times[name].append(time.perf_counter() - start)
-            return (next(turn) % copies,), {}
-
+        kind: str | None = None,
+        copies: int | None = None,
+        check: bool = True,
+        op: str | None = None,
+        shape: str | None = None,
+        sizes: Shape | None = None,
+        T: int | None = None,
+    ) -> Record:
+        given = request.node.callspec.params
+        sizes = sizes or given.get("shape")
+        calls = {
+            name: call if copies is None else (lambda turn, call=call: call(turn % copies))
+            for name, call in arms.items()
+            if call is not None
+        }
         with torch.inference_mode():
-            benchmark.pedantic(ours, setup=between, rounds=rounds, warmup_rounds=2)
-        seconds = benchmark.stats.stats.median
-        floor = floor_seconds(nbytes, flops, dtype)
-        # The first two rounds are the warm-up.
-        peers = {name: statistics.median(values[2:]) if values else None for name, values in times.items()}
-        op = request.node.originalname.removeprefix("test_")
-        case = request.node.callspec.id
-        request.config.stash[ROWS].append(Row(op, case, seconds, floor, peers["eager"], peers["grouped"]))
-        benchmark.extra_info.update(floor_seconds=floor, eager_seconds=peers["eager"], grouped_mm=peers["grouped"])
+            first, distances = warm_up(calls, check)
+            measured = interleave({name: calls[name] for name in first}, first, session.rounds, session.limit)
+        name = str(dtype).removeprefix("torch.")
+        threads = torch.get_num_threads()
+        product = product_rate(kind or name, threads)
+        record = Record(
+            op=op or request.node.originalname.removeprefix("test_"),
+            shape=shape or (_name(sizes) if sizes else request.node.callspec.id),
+            sizes=sizes._asdict() if sizes else {},
+            T=T or given.get("T", 0),
+            dtype=name,
+            threads=threads,
+            seconds=measured.seconds,
+            rounds=measured.rounds,
+            distance=distances,
+            nbytes=nbytes,
+            operations=flops,
+            read=measured.read,
+            product=product.value,
+            how=product.how,
+            date=datetime.date.today().isoformat(),
+            isa=core().isa() if native()[0] is not None else "reference",
+        )
+        session.records.append(record)
+        for earlier in session.records:
+            if earlier.how == record.how and earlier.threads == threads:
+                # The same processor: what it has once done it can do.
+                earlier.product = max(earlier.product, record.product)
+        merge(session.results, session.records)
+        return record
+
+    def warm_up(calls: dict[str, Call], check: bool) -> tuple[dict[str, float], dict[str, float]]:
+        first: dict[str, float] = {}
+        distances: dict[str, float] = {}
+        wanted: object = None
+        for number, (name, call) in enumerate(calls.items()):
+            begin = time.perf_counter()
+            try:
+                got = call(0)
+            except (RuntimeError, NotImplementedError) as error:
+                if number == 0:
+                    raise
+                session.unavailable(name, error)
+                continue
+            first[name] = time.perf_counter() - begin
+            if number == 0:
+                wanted = got
+            elif check:
+                pairs = zip(_tensors(got), _tensors(wanted), strict=True)
+                distances[name] = max(distance(theirs, ours) for theirs, ours in pairs)
+        return first, distances
 
     return run
 
 
-def _ratio(peer: float | None, seconds: float) -> str:
-    return "-" if peer is None else f"{peer / seconds:.2f}x"
+def _name(shape: Shape) -> str:
+    return f"E{shape.E}-K{shape.K}-H{shape.H}-I{shape.I}"
+
+
+def _tensors(result: Any) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
-    if not rows:
+    session = config.stash[SESSION]
+    if not session.records:
         return
-    rates = ", ".join(f"{matrix_rate(d) / 1e12:.2f} TFLOP/s {str(d)[6:]}" for d in (torch.float32, torch.bfloat16))
     write = terminalreporter.write_line
+    last = session.records[-1]
     terminalreporter.section("time, floor and peers")
-    write(f"{torch.get_num_threads()} threads; measured here: read {read_bandwidth() / 1e9:.1f} GB/s, torch.mm {rates}")
-    write("floor = max(bytes / read, FLOPs / torch.mm); peers: their time over ours, above 1 means that ours is faster")
-    write(f"{'op':<22}{'case':<34}{'ms':>9}{'floor ms':>10}{'of floor':>10}{'eager':>9}{'grouped_mm':>12}")
-    for row in rows:
-        write(
-            f"{row.op:<22}{row.case:<34}{row.seconds * 1e3:>9.3f}{row.floor * 1e3:>10.3f}"
-            f"{row.floor / row.seconds:>10.2f}{_ratio(row.eager, row.seconds):>9}{_ratio(row.grouped, row.seconds):>12}"
-        )
+    waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
+    write(f"{processor()}, {last.threads} threads, our instructions: {last.isa}, OMP_WAIT_POLICY: {waiting}")
+    write("floor = max(bytes / rate of reading memory, operations / rate of products on registers), both measured here")
+    write("peers: their time over ours, above 1 means that ours is faster")
+    loops = {r.how: r.product for r in session.records if r.operations}
+    write("products on registers: " + ", ".join(f"{how} {rate / 1e12:.3f} TFLOP/s" for how, rate in loops.items()))
+    reads = sorted(r.read for r in session.records)
+    write(f"memory, beside each case: {reads[0] / 1e9:.1f} to {reads[-1] / 1e9:.1f} GB/s")
+    write("")
+    for line in itertools.chain(tables(session.records), (f"no {a}: {why}" for a, why in session.reasons.items())):
+        write(line)
+    from plot import draw
+
+    known = [r for r in merge(session.results, session.records) if (r.cpu, r.threads) == (last.cpu, last.threads)]
+    session.results.with_suffix(".md").write_text("\n".join(tables(known)) + "\n")
+    draw(known, session.results.with_suffix(".png"))
+    write(f"written: {session.results} and, with every earlier run on this machine, .md and .png beside it")

@@ -1,6 +1,7 @@
-"""The machine's own limits, measured in the process that runs the benchmarks.
+"""The machine's own limits, measured in the process that runs the benchmarks, and the timing of several arms in turn.
 
-A floor is max(bytes / read bandwidth, FLOPs / matrix rate): what the hardware needs at least.
+A floor is max(bytes / read rate, operations / product rate): what the hardware needs at least. The read rate is taken
+anew for each case, because on a shared machine it changes from minute to minute.
 """
 
 from __future__ import annotations
@@ -8,50 +9,148 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
-# More than the last-level caches of current servers hold.
-ROTATED_BYTES = 2 * 2**30
+from moe_kernels.native import core, native, view
+
+Call = Callable[[int], object]
+
+# Kinds of product that compute each format with 32-bit sums; float32's serve all of them.
+FLOAT_KINDS = ("avx512", "avx2", "neon", "scalar")
+KINDS = {
+    "float32": FLOAT_KINDS,
+    "float16": FLOAT_KINDS,
+    "bfloat16": ("amx_bf16", "avx512_bf16", *FLOAT_KINDS),
+    "int8": ("amx_int8", "avx512_vnni", "amx_bf16", "avx512_bf16", *FLOAT_KINDS),
+}
 
 
-def median_seconds(call: Callable[[], object], rounds: int = 7) -> float:
-    """Return the median time of `call` in seconds, after one call that is not counted."""
-    call()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+class Rate(NamedTuple):
+    """A rate per second and how it was found."""
+
+    value: float
+    how: str
 
 
-@cache
-def read_bandwidth() -> float:
-    """Bytes per second of summing a float32 tensor of 1 GiB."""
-    data = torch.ones(2**28)
-    return data.numel() * 4 / median_seconds(data.sum, 5)
+_best: dict[tuple[str, int], float] = {}
 
 
-@cache
-def matrix_rate(dtype: torch.dtype) -> float:
-    """FLOPs per second of torch.mm on 2048 x 2048 matrices, the best of the dtype itself and float32.
+def product_rate(kind: str, threads: int) -> Rate:
+    """Operations per second of the fastest register loop for a format of `KINDS`; of torch.mm where none is built.
 
-    A processor without 16-bit products computes them in float32.
+    Each call measures anew and counts the best of all: the rate is the processor's, what disturbs it is not.
     """
-    n = 2048
-    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-    own = 2 * n**3 / median_seconds(lambda: a @ b)
-    return own if dtype == torch.float32 else max(own, matrix_rate(torch.float32))
+    if native()[0] is None:
+        n = 2048
+        a = torch.randn(n, n)
+        return Rate(2 * n**3 / min(_seconds(lambda: a @ a) for _ in range(5)), "torch.mm float32")
+    usable = [name for name in KINDS[kind] if name in core().product_kinds()]
+    for name in usable:
+        _best[name, threads] = max(_best.get((name, threads), 0.0), core().product_rate(name, threads))
+    fastest = max(_best[name, threads] for name in usable)
+    # Of equally fast ones the first.
+    name = next(name for name in usable if _best[name, threads] >= 0.97 * fastest)
+    return Rate(_best[name, threads], name)
 
 
-def floor_seconds(nbytes: float, flops: float, dtype: torch.dtype) -> float:
-    """Return the least time that moving `nbytes` and computing `flops` takes here, in seconds."""
-    return max(nbytes / read_bandwidth(), flops / matrix_rate(dtype) if flops else 0.0)
+@cache
+def _memory() -> tuple[torch.Tensor, ...]:
+    """Slices of 1 GiB, more than the last-level caches of current servers hold."""
+    return torch.ones(2**28).chunk(8)
 
 
-def copies_for(nbytes: int) -> int:
+def read_rate(turn: int) -> float:
+    """Bytes per second of reading 128 MiB of memory that no cache holds; `turn` chooses which."""
+    part = _memory()[turn % len(_memory())]
+    if native()[0] is None:
+        return part.numel() * 4 / _seconds(part.sum)
+    return core().read_rate(view(part), torch.get_num_threads())
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+# libgomp's threads spin for some milliseconds after their work; the next arm must not share the cores with them.
+# The wait is busy: after a sleep everything begins 0.2 ms later, at a lower clock and with cold caches.
+PAUSE = 0.005
+# Calls that are this short are repeated more often.
+SHORT, MORE = 0.02, 4
+# How often memory is read before the rounds and after them.
+READS = 3
+# Between the numbers of two arms, so that one does not ask for what the other has just brought into a large cache.
+APART = 37
+# Memory that the copies of the data fill together: more than the caches hold. An option of the run sets it.
+rotated_bytes = 2.0 * 2**30
+
+
+def _wait() -> None:
+    end = time.perf_counter() + PAUSE
+    while time.perf_counter() < end:
+        pass
+
+
+class Measured(NamedTuple):
+    """Median seconds and number of rounds of each arm, and the best read rate just before and after."""
+
+    seconds: dict[str, float]
+    rounds: dict[str, int]
+    read: float
+
+
+def interleave(arms: Mapping[str, Call], first: Mapping[str, float], rounds: int, limit: float) -> Measured:
+    """Time the arms in turn, round by round.
+
+    Args:
+        arms: each is called with a number that grows by one from round to round, and chooses its data by it.
+        first: seconds of each arm's warm-up. An arm whose calls take longer than `limit` seconds together gets fewer
+            rounds; one whose warm-up already does keeps that as its only measurement.
+        rounds: for arms that are neither short nor long.
+    """
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    wanted = {}
+    for name, seconds in first.items():
+        often = rounds * MORE if seconds < SHORT else rounds
+        wanted[name] = min(often, max(2, int(limit / seconds))) if seconds < limit else 0
+        if not wanted[name]:
+            times[name].append(seconds)
+    # Not between the rounds: reading so much takes even the interpreter out of the caches.
+    read = max(map(read_rate, range(READS)))
+    for name, call in arms.items():
+        if first[name] < SHORT:
+            call(0)
+    for number in range(max(2, *wanted.values())):
+        for position, (name, call) in enumerate(arms.items()):
+            if number < wanted[name]:
+                turn = number + APART * position
+                _wait()
+                times[name].append(_seconds(lambda call=call, turn=turn: call(turn)))
+    read = max(read, *map(read_rate, range(READS)))
+    return Measured(
+        {name: statistics.median(values) for name, values in times.items()},
+        {name: len(values) for name, values in times.items()},
+        read,
+    )
+
+
+def distance(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Return ‖got − want‖ / ‖want‖, summed in parts: a layer's gradient in float64 would be gigabytes."""
+    if got.shape != want.shape:
+        raise ValueError(f"shapes differ: {tuple(got.shape)} and {tuple(want.shape)}")
+    apart = size = 0.0
+    for theirs, ours in zip(got.reshape(-1).split(2**24), want.reshape(-1).split(2**24), strict=True):
+        ours = ours.float()
+        apart += float((theirs.float() - ours).square().sum(dtype=torch.float64))
+        size += float(ours.square().sum(dtype=torch.float64))
+    return math.sqrt(apart / size) if size else math.sqrt(apart)
+
+
+def copies_for(nbytes: float) -> int:
     """Return how many copies of `nbytes` to rotate through so that no cache serves them."""
-    return max(2, math.ceil(ROTATED_BYTES / max(nbytes, 1)))
+    return max(2, math.ceil(rotated_bytes / max(nbytes, 1)))

@@ -8,6 +8,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/grouped_lora.h"
 #include "cpu/ops.h"
+#include "cpu/rates.h"
 
 namespace py = pybind11;
 
@@ -200,6 +201,12 @@ void bind_experts(py::module_& m) {
       Unlocked());
 }
 
+void bind_rates(py::module_& m) {
+  m.def("read_rate", &moe::read_rate, Unlocked(), "Bytes per second of reading a buffer once.");
+  m.def("product_rate", &moe::product_rate, Unlocked(), "Operations per second of multiply-adds on registers.");
+  m.def("product_kinds", &moe::product_kinds, "What product_rate takes here.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -213,6 +220,7 @@ PYBIND11_MODULE(_C, m) {
   bind_grouped(m);
   bind_lora(m);
   bind_experts(m);
+  bind_rates(m);
   m.def("isa", [] { return std::string(moe::kernels().name); }, "Name of the instruction set that the kernels use.");
   m.def("usable_isas", &moe::usable_isas, "What MOE_KERNELS_ISA may be here, the best first.");
   m.def("pool_workers", &moe::pool_workers, "Worker threads started in this process.");
@@ -225,6 +233,8 @@ PYBIND11_MODULE(_C, m) {
         found["avx512"] = cpu.avx512;
         found["avx512_bf16"] = cpu.avx512_bf16;
         found["avx512_vnni"] = cpu.avx512_vnni;
+        found["amx_bf16"] = cpu.amx_bf16;
+        found["amx_int8"] = cpu.amx_int8;
         found["neon"] = cpu.neon;
         return found;
       },

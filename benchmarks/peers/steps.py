@@ -1,31 +1,14 @@
-"""What transformers does for the same step: its `eager` loop over experts and its `grouped_mm`.
+"""What transformers does for a single step of the expert MLP, in its `eager` loop over experts and its `grouped_mm`.
 
-The whole MLP is transformers' own code. It has no function for a single step, so the steps are written here in the
-operations that its Mixtral block and its grouped_mm_experts_forward (5.23) use.
+It has no function for a single step, so the steps are written here in the operations that its Mixtral block and its
+grouped_mm_experts_forward (5.23) use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-
-def mixtral_experts(gate_up: Tensor, down: Tensor, implementation: str) -> Callable[..., Tensor]:
-    """Return transformers' Mixtral experts over these weights, called as (x, indices int64, weights)."""
-    from transformers import MixtralConfig
-    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-
-    E, H, I = down.shape
-    config = MixtralConfig(hidden_size=H, intermediate_size=I, num_local_experts=E)
-    config._experts_implementation = implementation
-    with torch.device("meta"):
-        experts = MixtralExperts(config)
-    experts.gate_up_proj = torch.nn.Parameter(gate_up, requires_grad=gate_up.requires_grad)
-    experts.down_proj = torch.nn.Parameter(down, requires_grad=down.requires_grad)
-    return experts
 
 
 def gating(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,210 @@
+// Every native entry, forward and backward, without Python: for sanitizers and emulators. Buffers are exactly as long as
+// their tensors and outputs begin as NaN, so that a stray access or an element left out shows; one thread, three threads
+// and several callers at once must give the same bits. `--list` prints the usable instruction sets; otherwise prints the
+// one in use and "ok". The numbers themselves are checked by foreign_isa.cpp and the Python tests.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/error.h"
+#include "cpu/dispatch.h"
+#include "cpu/ops.h"
+#include "cpu/rates.h"
+
+using namespace moe;
+
+namespace {
+
+// A tensor with its memory.
+struct Tensor {
+  std::vector<char> bytes;
+  TensorView view;
+
+  Tensor(std::initializer_list<int64_t> shape, DType dtype) {
+    view.dtype = dtype;
+    for (int64_t size : shape) view.shape[view.dims++] = size;
+    int64_t stride = 1;
+    for (int i = view.dims - 1; i >= 0; stride *= view.shape[i--]) view.strides[i] = stride;
+    bytes.assign(static_cast<size_t>(view.numel() * item_size(dtype)), static_cast<char>(0xff));  // NaN, or -1
+    view.data = bytes.data();
+  }
+};
+
+Tensor normal(std::initializer_list<int64_t> shape, DType dtype, std::mt19937& random) {
+  Tensor made(shape, dtype);
+  std::normal_distribution<float> distribution;
+  for (int64_t i = 0; i < made.view.numel(); ++i) {
+    const float value = distribution(random);
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    // float16: sizes from 1/16 to 1, which is all that is needed here.
+    const uint16_t half = static_cast<uint16_t>((random() & 0x83ff) | ((11 + random() % 4) << 10));
+    const uint16_t brain = static_cast<uint16_t>(bits >> 16);
+    char* at = made.bytes.data() + i * item_size(dtype);
+    if (dtype == DType::f32) std::memcpy(at, &value, 4);
+    if (dtype == DType::bf16) std::memcpy(at, &brain, 2);
+    if (dtype == DType::f16) std::memcpy(at, &half, 2);
+  }
+  return made;
+}
+
+bool all_finite(const Tensor& tensor) {
+  for (int64_t i = 0; i < tensor.view.numel(); ++i) {
+    const char* at = tensor.bytes.data() + i * item_size(tensor.view.dtype);
+    uint32_t wide;
+    uint16_t narrow;
+    if (tensor.view.dtype == DType::f32 && (std::memcpy(&wide, at, 4), (wide & 0x7f800000) == 0x7f800000)) return false;
+    std::memcpy(&narrow, at, 2);
+    if (tensor.view.dtype == DType::bf16 && (narrow & 0x7f80) == 0x7f80) return false;
+    if (tensor.view.dtype == DType::f16 && (narrow & 0x7c00) == 0x7c00) return false;
+  }
+  return true;
+}
+
+struct Case {
+  int64_t T, E, K, H, I;
+  DType dtype;
+  bool transposed;
+  bool sentinels;
+};
+
+std::string name(const Case& c) {
+  static const char* const dtypes[] = {"f32", "bf16", "f16"};
+  return "T" + std::to_string(c.T) + "-E" + std::to_string(c.E) + "-K" + std::to_string(c.K) + "-H" +
+         std::to_string(c.H) + "-I" + std::to_string(c.I) + "-" + dtypes[static_cast<int>(c.dtype)] +
+         (c.transposed ? "-transposed" : "") + (c.sentinels ? "-sentinels" : "");
+}
+
+Tensor weights(const Case& c, int64_t rows, int64_t columns, std::mt19937& random) {
+  return c.transposed ? normal({c.E, columns, rows}, c.dtype, random) : normal({c.E, rows, columns}, c.dtype, random);
+}
+
+// Runs everything once and returns all outputs, in a fixed order.
+std::vector<Tensor> run(const Case& c, int threads) {
+  std::mt19937 random(0);
+  std::vector<Tensor> outputs;
+  const int64_t N = c.T * c.K;
+  const auto output = [&](std::initializer_list<int64_t> shape, DType dtype) -> Tensor {
+    return Tensor(shape, dtype);
+  };
+
+  Tensor logits = normal({c.T, c.E}, c.dtype, random), grad_routing = normal({c.T, c.K}, DType::f32, random);
+  Tensor grad_mean = normal({c.E}, DType::f32, random), one = normal({}, DType::f32, random);
+  Tensor routing = output({c.T, c.K}, DType::f32), indices = output({c.T, c.K}, DType::i32);
+  Tensor counts = output({c.E}, DType::f32), mean = output({c.E}, DType::f32);
+  Tensor z = output({}, DType::f32), entropy = output({}, DType::f32), grad_logits = output({c.T, c.E}, c.dtype);
+  const GatingOptions options{c.K, false, 1, 1, true, 1.0f};
+  topk_gating(logits.view, nullptr, nullptr, nullptr, options, routing.view, indices.view, counts.view, mean.view,
+              z.view, entropy.view, threads);
+  topk_gating_backward(grad_routing.view, grad_mean.view, one.view, one.view, logits.view, nullptr, nullptr,
+                       routing.view, indices.view, false, true, 1.0f, grad_logits.view, threads);
+  if (c.sentinels)
+    for (int64_t i = 0; i < N; i += 3) indices.view.as<int32_t>()[i] = static_cast<int32_t>(c.E);
+
+  Tensor offsets = output({c.E + 1}, DType::i32), row_token = output({N}, DType::i32);
+  Tensor slot_row = output({c.T, c.K}, DType::i32);
+  route_plan(indices.view, offsets.view, row_token.view, slot_row.view);
+
+  Tensor x = normal({c.T, c.H}, c.dtype, random), grad = normal({c.T, c.H}, c.dtype, random);
+  Tensor rows = output({N, c.H}, c.dtype), back = output({c.T, c.H}, c.dtype);
+  Tensor grad_rows = output({N, c.H}, c.dtype), grad_weights = output({c.T, c.K}, DType::f32);
+  permute(x.view, offsets.view, row_token.view, rows.view, threads);
+  unpermute(rows.view, slot_row.view, &routing.view, back.view, threads);
+  unpermute_backward(grad.view, rows.view, slot_row.view, &routing.view, grad_rows.view, &grad_weights.view, threads);
+
+  Tensor up = weights(c, 2 * c.I, c.H, random), down = weights(c, c.H, c.I, random);
+  Tensor up_bias = normal({c.E, 2 * c.I}, c.dtype, random), down_bias = normal({c.E, c.H}, c.dtype, random);
+  Tensor product = output({N, 2 * c.I}, c.dtype), grad_product = normal({N, 2 * c.I}, c.dtype, random);
+  Tensor grad_x = output({c.T, c.H}, c.dtype), grad_up = up, grad_up_bias = up_bias;
+  const GroupedArguments gathered{x.view,          up.view, offsets.view, c.transposed, &row_token.view,
+                                  &up_bias.view, nullptr, nullptr};
+  grouped_mm(gathered, nullptr, product.view, threads);
+  grouped_mm_backward(grad_product.view, gathered, &grad_x.view, &grad_up.view, &grad_up_bias.view, nullptr, threads);
+  for (Tensor* made : {&product, &grad_x, &grad_up, &grad_up_bias}) outputs.push_back(*made);
+
+  Tensor out = output({c.T, c.H}, c.dtype), pre = output({N, 2 * c.I}, c.dtype);
+  Tensor again = output({c.T, c.H}, c.dtype);
+  const ExpertWeights experts{up.view, down.view, &up_bias.view, &down_bias.view, Activation::silu, false, c.transposed};
+  const Saved saved{pre.view, offsets.view, row_token.view, slot_row.view};
+  fused_experts(x.view, indices.view, routing.view, experts, out.view, &saved, threads);
+  fused_experts(x.view, indices.view, routing.view, experts, again.view, nullptr, threads);
+  Tensor grad_down = down, grad_down_bias = down_bias;
+  Tensor grad_routing_out = output({c.T, c.K}, DType::f32), grad_x_out = output({c.T, c.H}, c.dtype);
+  fused_experts_backward(grad.view, x.view, routing.view, experts, saved,
+                         {&grad_x_out.view, &grad_routing_out.view, &grad_up.view, &grad_down.view, &grad_up_bias.view,
+                          &grad_down_bias.view},
+                         threads);
+  for (Tensor* made : {&logits, &routing, &counts, &grad_logits, &rows, &back, &grad_weights, &out, &again, &grad_up,
+                       &grad_down, &grad_up_bias, &grad_down_bias, &grad_routing_out, &grad_x_out})
+    outputs.push_back(*made);
+  return outputs;
+}
+
+bool same(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+  for (size_t i = 0; i < a.size(); ++i)
+    if (a[i].bytes != b[i].bytes) return false;
+  return a.size() == b.size();
+}
+
+bool check(const Case& c) {
+  const std::vector<Tensor> alone = run(c, 1);
+  for (size_t i = 0; i < alone.size(); ++i) {
+    // With no tokens, means over them are not finite.
+    if (c.T == 0 || all_finite(alone[i])) continue;
+    std::printf("%s: output %zu has an element that is not finite\n", name(c).c_str(), i);
+    return false;
+  }
+  if (!same(alone, run(c, 3))) {
+    std::printf("%s: three threads give other bits than one\n", name(c).c_str());
+    return false;
+  }
+  return true;
+}
+
+bool callers_at_once(const Case& c) {
+  const std::vector<Tensor> alone = run(c, 1);
+  std::vector<int> equal(3, 0);
+  std::vector<std::thread> callers;
+  for (size_t i = 0; i < equal.size(); ++i)
+    callers.emplace_back([&, i] { equal[i] = same(alone, run(c, 1 + static_cast<int>(i))); });
+  for (std::thread& caller : callers) caller.join();
+  for (int ok : equal)
+    if (!ok) std::printf("%s: another caller changes the bits\n", name(c).c_str());
+  return equal == std::vector<int>(3, 1);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count > 1 && std::string(arguments[1]) == "--list") {
+    for (const std::string& isa : usable_isas()) std::printf("%s\n", isa.c_str());
+    return 0;
+  }
+  std::printf("%s\n", kernels().name);
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (bool transposed : {false, true}) {
+      for (const Case& c :
+           {Case{0, 4, 2, 8, 8, dtype, transposed, false}, Case{1, 4, 2, 16, 8, dtype, transposed, false},
+            Case{7, 4, 2, 33, 19, dtype, transposed, false}, Case{40, 3, 3, 130, 70, dtype, transposed, false},
+            Case{70, 8, 3, 70, 45, dtype, transposed, true}, Case{200, 2, 1, 300, 33, dtype, transposed, true}})
+        if (!check(c)) return 1;
+    }
+    if (!callers_at_once({70, 8, 3, 70, 45, dtype, false, true})) return 1;
+  }
+  Tensor buffer({int64_t{4} << 20}, DType::f32);
+  if (!(read_rate(buffer.view, 2) > 0.0)) return 1;
+  for (const std::string& kind : product_kinds())
+    if (!(product_rate(kind, 2) > 0.0)) return 1;
+  try {
+    product_rate("none", 1);
+    return 1;
+  } catch (const Error&) {
+  }
+  std::printf("ok\n");
+  return 0;
+}
