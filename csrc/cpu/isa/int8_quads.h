@@ -20,16 +20,22 @@ namespace {
 
 constexpr int64_t FEW_INT8_COLUMNS = 8;
 
-MOE_INLINE __m512i dot_quad(__m512i activations, __m512i weights, __m512i sum) {
-  return _mm512_dpbusd_epi32(sum, activations, weights);
+// Vectors of int32 or of int8 quadruples. (The compiler keeps arrays of __m512i, which may alias anything, in memory.)
+MOE_INLINE VecI dot_quad(VecI activations, VecI weights, VecI sum) {
+  return reinterpret_cast<VecI>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(activations),
+                                                    reinterpret_cast<__m512i>(weights)));
 }
-MOE_INLINE __m512i load_quads(const void* p, int64_t bytes) {
+MOE_INLINE VecI load_quads(const void* p) { return reinterpret_cast<VecI>(_mm512_loadu_si512(p)); }
+MOE_INLINE VecI load_first_quads(const void* p, int64_t bytes) {
   const __mmask64 mask = bytes >= 64 ? ~__mmask64{0} : bytes > 0 ? (__mmask64{1} << bytes) - 1 : 0;
-  return _mm512_maskz_loadu_epi8(mask, p);
+  return reinterpret_cast<VecI>(_mm512_maskz_loadu_epi8(mask, p));
 }
+MOE_INLINE int32_t sum_lanes(VecI v) { return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(v)); }
 
 // The sums of four vectors.
-MOE_INLINE __m128i sum_four(__m512i a, __m512i b, __m512i c, __m512i d) {
+MOE_INLINE __m128i sum_four(VecI va, VecI vb, VecI vc, VecI vd) {
+  const __m512i a = reinterpret_cast<__m512i>(va), b = reinterpret_cast<__m512i>(vb);
+  const __m512i c = reinterpret_cast<__m512i>(vc), d = reinterpret_cast<__m512i>(vd);
   const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
   const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
   const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
@@ -51,27 +57,27 @@ inline void few_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int6
   const int64_t plane = (depth + 63) / 64 * FEW_WORDS;
   const char* bytes = reinterpret_cast<const char*>(b);
   const float* factor = b + PLANES * plane * COLUMNS;
-  const __m512i ones = _mm512_set1_epi8(1);
+  const VecI ones = splat_int(0x01010101);
   for (int64_t m = 0; m < rows; m += ROWS) {
     const int64_t next = rows - m - ROWS;
     Ahead ahead;
     if (next > 0) ahead = QuantizedFloats<DType::i8>::ahead(a, m + ROWS, next < ROWS ? next : ROWS, depth);
     const char* row[ROWS];
     for (int r = 0; r < ROWS; ++r) row[r] = a.base + (m + r < rows ? m + r : rows - 1) * a.row_stride;
-    __m512i weights[ROWS] = {}, sum[PLANES][ROWS][COLUMNS] = {};
+    VecI weights[ROWS] = {}, sum[PLANES][ROWS][COLUMNS] = {};
     for (int64_t k = 0; k < depth; k += 64) {
-      __m512i left[ROWS];
+      VecI left[ROWS];
 #pragma GCC unroll 4
       for (int r = 0; r < ROWS; ++r) {
         ahead.fetch();
-        left[r] = depth - k >= 64 ? _mm512_loadu_si512(row[r] + k) : load_quads(row[r] + k, depth - k);
+        left[r] = depth - k >= 64 ? load_quads(row[r] + k) : load_first_quads(row[r] + k, depth - k);
         weights[r] = dot_quad(ones, left[r], weights[r]);
       }
 #pragma GCC unroll 2
       for (int p = 0; p < PLANES; ++p)
 #pragma GCC unroll 8
         for (int n = 0; n < COLUMNS; ++n) {
-          const __m512i right = _mm512_loadu_si512(bytes + (p * plane * COLUMNS * 4) + k * COLUMNS + n * 64);
+          const VecI right = load_quads(bytes + (p * plane * COLUMNS * 4) + k * COLUMNS + n * 64);
 #pragma GCC unroll 4
           for (int r = 0; r < ROWS; ++r) sum[p][r][n] = dot_quad(right, left[r], sum[p][r][n]);
         }
@@ -84,13 +90,13 @@ inline void few_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int6
       for (int n = 0; n < COLUMNS; n += 2) {
         const int other = n + 1 < COLUMNS ? n + 1 : n;
         alignas(16) int32_t total[2][4];
-        const __m512i low0 = PLANES == 2 ? sum[PLANES - 1][r][n] : __m512i{};
-        const __m512i low1 = PLANES == 2 ? sum[PLANES - 1][r][other] : __m512i{};
+        const VecI low0 = PLANES == 2 ? sum[PLANES - 1][r][n] : VecI{};
+        const VecI low1 = PLANES == 2 ? sum[PLANES - 1][r][other] : VecI{};
         _mm_store_si128(reinterpret_cast<__m128i*>(total[0]), sum_four(sum[0][r][n], low0, weights[r], sum[0][r][other]));
         float* at = c + (m + r) * ldc + n;
         at[0] = int8_value<PLANES>(total[0][0], total[0][1], total[0][2], row_factor, factor[n]);
         if (other == n) continue;
-        const int32_t low = PLANES == 2 ? _mm512_reduce_add_epi32(low1) : 0;
+        const int32_t low = PLANES == 2 ? sum_lanes(low1) : 0;
         at[1] = int8_value<PLANES>(total[0][3], low, total[0][2], row_factor, factor[other]);
       }
     }
@@ -109,65 +115,73 @@ inline void few_int8_columns(float* c, int64_t ldc, const Operand& a, int64_t ro
   few_int8<PLANES, COLUMNS>(c, ldc, a, rows, depth, b);
 }
 
-// Many columns: lanes along n, words of 4 k of a row in every lane. Rows lie in scratch, their last word filled up.
-template <int PLANES, int VECTORS>
-inline __attribute__((noinline)) void int8_tile(const char* const* row, const int32_t* weights, const Operand& a,
-                                                int64_t valid, int64_t words, const float* b, int64_t plane_words,
-                                                int64_t ldb, const float* factor, float* c, int64_t ldc, Ahead& ahead) {
-  __m512i high[TILE_ROWS][VECTORS];
-  // The low plane first: its sums wait in c.
-  for (int p = PLANES - 1; p >= 0; --p) {
-    __m512i acc[TILE_ROWS][VECTORS] = {};
-    const float* right_plane = b + p * plane_words * ldb;
-    for (int64_t w = 0; w < words; ++w) {
-      if (w % 2 == 0) ahead.fetch();
-      __m512i right[VECTORS];
+// Many columns: lanes along n, words of 4 k of a row in every lane.
+struct Int8Rows {
+  const char* base;
+  int64_t stride;
+  int64_t words;  // of 4 values
+};
+
+template <int VECTORS>
+MOE_INLINE void int8_sums(VecI (&sum)[TILE_ROWS][VECTORS], const Int8Rows& rows, const float* b, int64_t ldb,
+                          Ahead& ahead) {
 #pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v) right[v] = _mm512_loadu_si512(right_plane + w * ldb + v * LANES);
+  for (int m = 0; m < TILE_ROWS; ++m)
 #pragma GCC unroll 8
-      for (int m = 0; m < TILE_ROWS; ++m) {
-        int32_t word;
-        std::memcpy(&word, row[m] + 4 * w, sizeof word);
-        const __m512i left = _mm512_set1_epi32(word);
+    for (int v = 0; v < VECTORS; ++v) sum[m][v] = VecI{};
+  for (int64_t w = 0; w < rows.words; ++w) {
+    if (w % 2 == 0) ahead.fetch();
+    VecI right[VECTORS];
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) acc[m][v] = dot_quad(right[v], left, acc[m][v]);
-      }
-    }
+    for (int v = 0; v < VECTORS; ++v) right[v] = load_quads(b + w * ldb + v * LANES);
 #pragma GCC unroll 8
     for (int m = 0; m < TILE_ROWS; ++m) {
+      const VecI left = reinterpret_cast<VecI>(splat_word(reinterpret_cast<const float*>(rows.base + m * rows.stride) + w));
 #pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v) {
-        float* at = c + m * ldc + v * LANES;
-        if (PLANES == 2 && p == 1)
-          _mm512_storeu_ps(at, _mm512_cvtepi32_ps(acc[m][v]));
-        else
-          high[m][v] = acc[m][v];
-      }
+      for (int v = 0; v < VECTORS; ++v) sum[m][v] = dot_quad(right[v], left, sum[m][v]);
     }
   }
+}
+
+template <int PLANES, int VECTORS>
+inline __attribute__((noinline)) void int8_tile(const Int8Rows& rows, const int32_t* weights, const float* row_factor,
+                                                int64_t factor_stride, int64_t valid, const float* b,
+                                                int64_t plane_words, int64_t ldb, const float* factor, float* c,
+                                                int64_t ldc, Ahead& ahead) {
+  // The low plane first: its sums wait in c.
+  if constexpr (PLANES == 2) {
+    VecI low[TILE_ROWS][VECTORS];
+    int8_sums<VECTORS>(low, rows, b + plane_words * ldb, ldb, ahead);
+#pragma GCC unroll 8
+    for (int m = 0; m < TILE_ROWS; ++m)
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) store(c + m * ldc + v * LANES, __builtin_convertvector(low[m][v], Vec));
+  }
+  VecI high[TILE_ROWS][VECTORS];
+  int8_sums<VECTORS>(high, rows, b, ldb, ahead);
 #pragma GCC unroll 8
   for (int m = 0; m < TILE_ROWS; ++m) {
-    const __m512 row_factor = _mm512_set1_ps(a.scale[(m < valid ? m : valid - 1) * a.scale_stride]);
-    const __m512i offset = _mm512_set1_epi32(128 * weights[m]);
+    const Vec by_row = splat(row_factor[(m < valid ? m : valid - 1) * factor_stride]);
+    const VecI offset = splat_int(128 * weights[m]);
 #pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) {
       float* at = c + m * ldc + v * LANES;
-      __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(high[m][v], offset));
-      if (PLANES == 2) value = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(256.0f), value), _mm512_loadu_ps(at));
-      _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_mul_ps(value, row_factor), _mm512_loadu_ps(factor + v * LANES)));
+      Vec value = __builtin_convertvector(high[m][v] - offset, Vec);
+      if (PLANES == 2) value = splat(256.0f) * value + load(at);
+      store(at, value * by_row * load(factor + v * LANES));
     }
   }
 }
 
 template <int PLANES, int VECTORS = TILE_VECTORS>
-inline void int8_tile_of_width(int vectors, const char* const* row, const int32_t* weights, const Operand& a,
-                               int64_t valid, int64_t words, const float* b, int64_t plane_words, int64_t ldb,
+inline void int8_tile_of_width(int vectors, const Int8Rows& rows, const int32_t* weights, const float* row_factor,
+                               int64_t factor_stride, int64_t valid, const float* b, int64_t plane_words, int64_t ldb,
                                const float* factor, float* c, int64_t ldc, Ahead& ahead) {
   if (vectors == VECTORS)
-    int8_tile<PLANES, VECTORS>(row, weights, a, valid, words, b, plane_words, ldb, factor, c, ldc, ahead);
+    int8_tile<PLANES, VECTORS>(rows, weights, row_factor, factor_stride, valid, b, plane_words, ldb, factor, c, ldc, ahead);
   else if constexpr (VECTORS > 1)
-    int8_tile_of_width<PLANES, VECTORS - 1>(vectors, row, weights, a, valid, words, b, plane_words, ldb, factor, c, ldc,
-                                            ahead);
+    int8_tile_of_width<PLANES, VECTORS - 1>(vectors, rows, weights, row_factor, factor_stride, valid, b, plane_words,
+                                            ldb, factor, c, ldc, ahead);
 }
 
 template <int PLANES>
@@ -175,34 +189,33 @@ inline void many_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int
                       int64_t columns) {
   const int64_t words = (depth + 3) / 4, plane = (depth + 63) / 64 * FEW_WORDS;
   const float* factor = b + PLANES * plane * ldb;
-  const __m512i ones = _mm512_set1_epi8(1);
+  const VecI ones = splat_int(0x01010101);
+  std::vector<char> copies;
   for (int64_t m = 0; m < rows; m += TILE_ROWS) {
     const int64_t valid = std::min<int64_t>(rows - m, TILE_ROWS), next = rows - m - TILE_ROWS;
     Ahead ahead;
     if (next > 0) ahead = QuantizedFloats<DType::i8>::ahead(a, m + TILE_ROWS, std::min<int64_t>(next, TILE_ROWS), depth);
-    const char* row[TILE_ROWS];
+    Int8Rows tile{a.base + m * a.row_stride, a.row_stride, words};
+    // The last rows, and rows whose length is no multiple of 4, get copies that are whole.
+    if (valid < TILE_ROWS || depth % 4 != 0) {
+      copies.assign(static_cast<size_t>(TILE_ROWS * words * 4), 0);
+      for (int64_t r = 0; r < valid; ++r)
+        std::memcpy(copies.data() + r * words * 4, tile.base + r * a.row_stride, static_cast<size_t>(depth));
+      tile = {copies.data(), words * 4, words};
+    }
     int32_t weights[TILE_ROWS];
-    // A row whose length is no multiple of 4 gets a copy that is.
-    thread_local std::vector<char> copies;
-    if (depth % 4 != 0) copies.resize(static_cast<size_t>(TILE_ROWS * words * 4));
     for (int r = 0; r < TILE_ROWS; ++r) {
-      row[r] = a.base + (m + (r < valid ? r : valid - 1)) * a.row_stride;
-      if (depth % 4 != 0) {
-        char* copy = copies.data() + r * words * 4;
-        std::memset(copy + words * 4 - 4, 0, 4);
-        std::memcpy(copy, row[r], static_cast<size_t>(depth));
-        row[r] = copy;
-      }
-      __m512i sum = {};
-      for (int64_t k = 0; k < depth; k += 64) sum = dot_quad(ones, load_quads(row[r] + k, depth - k), sum);
-      weights[r] = _mm512_reduce_add_epi32(sum);
+      VecI sum = {};
+      for (int64_t k = 0; k < words * 4; k += 64)
+        sum = dot_quad(ones, load_first_quads(tile.base + r * tile.stride + k, words * 4 - k), sum);
+      weights[r] = sum_lanes(sum);
     }
     int vectors = static_cast<int>((columns + LANES - 1) / LANES);
     for (int64_t n = 0; vectors > 0;) {
       int width = vectors;
       if (width > TILE_VECTORS) width = width < 2 * TILE_VECTORS ? (width + 1) / 2 : TILE_VECTORS;
-      int8_tile_of_width<PLANES>(width, row, weights, a.at(m, 0), valid, words, b + n, plane, ldb, factor + n,
-                                 c + m * ldc + n, ldc, ahead);
+      int8_tile_of_width<PLANES>(width, tile, weights, a.scale + m * a.scale_stride, a.scale_stride, valid, b + n, plane,
+                                 ldb, factor + n, c + m * ldc + n, ldc, ahead);
       n += width * LANES;
       vectors -= width;
     }

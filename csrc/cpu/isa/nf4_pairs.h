@@ -55,58 +55,88 @@ struct Nf4Words : PairWords {
   }
 };
 
+// Factors of 16 rows for up to 16 blocks, as vectors along the rows.
+struct Nf4Factors {
+  static constexpr int64_t BLOCKS = LANES;
+
+  void load(const float* scale, int64_t stride, int64_t rows, int64_t blocks) {
+    Vec v[LANES];
+    for (int64_t r = 0; r < LANES; ++r)
+      v[r] = load_first(scale + (r < rows ? r : rows - 1) * stride, blocks < BLOCKS ? blocks : BLOCKS);
+    transpose(v);
+    for (int j = 0; j < LANES; ++j) store(block[j], v[j]);
+  }
+  alignas(64) float block[BLOCKS][LANES];
+};
+
+// One or both blocks of 16 rows, whose double words are lanes of `words`; sums of both run side by side to hide latency.
+template <int COLUMNS, int BLOCKS>
+MOE_INLINE void few_nf4_blocks(Vec (&sum)[COLUMNS], const Vec* words, __m512i table, const float* right,
+                               const float (*factor)[LANES], bool first) {
+  constexpr int SHIFT[4] = {4, 0, 12, 8};
+  Vec run[BLOCKS][COLUMNS] = {};
+#pragma GCC unroll 4
+  for (int s = 0; s < 4; ++s) {
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) {
+#pragma GCC unroll 2
+      for (int half = 0; half < BLOCKS; ++half) {
+        const Vec left =
+            nf4_levels(table, reinterpret_cast<__m512i>(reinterpret_cast<VecU>(words[8 * half + g]) >> SHIFT[s]));
+#pragma GCC unroll 8
+        for (int n = 0; n < COLUMNS; ++n)
+          run[half][n] =
+              dot_pair(left, splat_word(right + half * NF4_WORDS * COLUMNS + few_word(COLUMNS, 8 * s + g, n)), run[half][n]);
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int half = 0; half < BLOCKS; ++half) {
+    const Vec by = load(factor[half]);
+#pragma GCC unroll 8
+    for (int n = 0; n < COLUMNS; ++n) sum[n] = first && half == 0 ? by * run[half][n] : fma(by, run[half][n], sum[n]);
+  }
+}
+
 // 16 rows by two blocks at a time, transposed in registers: a lane is a row.
 template <int COLUMNS>
 inline void few_nf4(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, bool accumulate) {
   const __m512i table = nf4_table();
   const int64_t blocks = depth / NF4_BLOCK, bytes = a.row_stride / 2;
+  Nf4Factors factors;
   for (int64_t m = 0; m < rows; m += LANES) {
     const int64_t count = rows - m < LANES ? rows - m : LANES, next = rows - m - LANES;
     const char* row[LANES];
-    int32_t scale_at[LANES];
-    for (int64_t r = 0; r < LANES; ++r) {
-      row[r] = a.base + (m + (r < count ? r : count - 1)) * bytes;
-      scale_at[r] = static_cast<int32_t>((r < count ? r : count - 1) * a.scale_stride);
-    }
-    const __m512i scale_offset = _mm512_loadu_si512(scale_at);
+    for (int64_t r = 0; r < LANES; ++r) row[r] = a.base + (m + (r < count ? r : count - 1)) * bytes;
     const float* scale = a.scale + m * a.scale_stride;
     Ahead ahead;
     if (next > 0) ahead = Nf4Words::ahead(a, m + LANES, next < LANES ? next : LANES, depth);
     Vec sum[COLUMNS];
     get_columns(sum, c + m * ldc, ldc, count, accumulate);
     for (int64_t block = 0; block < blocks; block += 2) {
-      const bool both = block + 1 < blocks;
+      if (block % Nf4Factors::BLOCKS == 0) factors.load(scale + block, a.scale_stride, count, blocks - block);
+      const float(*factor)[LANES] = factors.block + block % Nf4Factors::BLOCKS;
+      const float* right = b + block * NF4_WORDS * COLUMNS;
+      const bool first = !accumulate && block == 0;
       Vec words[LANES];
+      if (block + 1 < blocks) {
 #pragma GCC unroll 16
-      for (int r = 0; r < LANES; ++r) {
-        ahead.fetch();
-        const char* at = row[r] + block * (NF4_BLOCK / 2);
-        words[r] = both ? load(reinterpret_cast<const float*>(at))
-                        : reinterpret_cast<Vec>(_mm512_maskz_loadu_epi32(0xff, at));
-      }
-      transpose(words);
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        if (half == 1 && !both) break;
-        const float* right = b + (block + half) * NF4_WORDS * COLUMNS;
-        Vec run[COLUMNS] = {};
-#pragma GCC unroll 4
-        for (int s = 0; s < 4; ++s) {
-          constexpr int SHIFT[4] = {4, 0, 12, 8};
-#pragma GCC unroll 8
-          for (int g = 0; g < 8; ++g) {
-            const Vec left = nf4_levels(
-                table, reinterpret_cast<__m512i>(reinterpret_cast<VecU>(words[8 * half + g]) >> SHIFT[s]));
-#pragma GCC unroll 8
-            for (int n = 0; n < COLUMNS; ++n)
-              run[n] = dot_pair(left, splat_word(right + few_word(COLUMNS, 8 * s + g, n)), run[n]);
-          }
+        for (int r = 0; r < LANES; ++r) {
+          ahead.fetch();
+          words[r] = load(reinterpret_cast<const float*>(row[r] + block * (NF4_BLOCK / 2)));
         }
-        const Vec factor = reinterpret_cast<Vec>(
-            _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, scale_offset, scale + block + half, 4));
-#pragma GCC unroll 8
-        for (int n = 0; n < COLUMNS; ++n)
-          sum[n] = accumulate || block + half > 0 ? fma(factor, run[n], sum[n]) : factor * run[n];
+        transpose(words);
+        if constexpr (COLUMNS <= 4) {
+          few_nf4_blocks<COLUMNS, 2>(sum, words, table, right, factor, first);
+        } else {
+          few_nf4_blocks<COLUMNS, 1>(sum, words, table, right, factor, first);
+          few_nf4_blocks<COLUMNS, 1>(sum, words + 8, table, right + NF4_WORDS * COLUMNS, factor + 1, false);
+        }
+      } else {
+        for (int r = 0; r < LANES; ++r)
+          words[r] = load_first(reinterpret_cast<const float*>(row[r] + block * (NF4_BLOCK / 2)), 8);
+        transpose(words);
+        few_nf4_blocks<COLUMNS, 1>(sum, words, table, right, factor, first);
       }
     }
     put_columns(c + m * ldc, ldc, sum, count);

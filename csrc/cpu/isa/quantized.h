@@ -63,7 +63,11 @@ inline void dequantize(float* dst, const Operand& a, int64_t row, int64_t first,
 inline void nested_scales(float* dst, const uint8_t* bytes, int64_t first, int64_t count, const float* nested,
                           const float* code, float offset) {
   constexpr int64_t NESTED_BLOCK = 256;
-  for (int64_t i = 0; i < count; ++i) dst[i] = code[bytes[i]] * nested[(first + i) / NESTED_BLOCK] + offset;
+  for (int64_t i = 0; i < count;) {
+    const int64_t at = first + i, end = std::min(count, i + NESTED_BLOCK - at % NESTED_BLOCK);
+    const float factor = nested[at / NESTED_BLOCK];
+    for (; i < end; ++i) dst[i] = code[bytes[i]] * factor + offset;
+  }
 }
 
 // Kinds of panel.h's product whose runs end where a factor does.

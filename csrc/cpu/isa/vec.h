@@ -32,7 +32,7 @@ typedef float Vec __attribute__((vector_size(MOE_LANES * 4)));
 typedef int32_t VecI __attribute__((vector_size(MOE_LANES * 4)));
 typedef uint32_t VecU __attribute__((vector_size(MOE_LANES * 4)));
 typedef uint16_t VecH __attribute__((vector_size(MOE_LANES * 2)));
-typedef float VecAny __attribute__((vector_size(MOE_LANES * 4), aligned(4), may_alias));
+typedef float VecAny __attribute__((vector_size(MOE_LANES * 4), aligned(2), may_alias));
 typedef uint16_t VecHAny __attribute__((vector_size(MOE_LANES * 2), aligned(2), may_alias));
 
 #define MOE_INLINE inline __attribute__((always_inline))
@@ -211,7 +211,40 @@ MOE_INLINE void transpose_step(Vec (&v)[LANES]) {
 }
 
 // Lane j of v[i] changes place with lane i of v[j].
-MOE_INLINE void transpose(Vec (&v)[LANES]) { transpose_step<LANES / 2>(v); }
+MOE_INLINE void transpose(Vec (&v)[LANES]) {
+#if defined(MOE_ISA_AVX512)
+  // Neighbours first, within quarters, then whole quarters: shuffles that need no index registers.
+  const auto even = [](Vec a, Vec b) { return _mm512_unpacklo_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)); };
+  const auto odd = [](Vec a, Vec b) { return _mm512_unpackhi_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)); };
+  Vec t[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d low01 = _mm512_castps_pd(even(v[i], v[i + 1])), high01 = _mm512_castps_pd(odd(v[i], v[i + 1]));
+    const __m512d low23 = _mm512_castps_pd(even(v[i + 2], v[i + 3])), high23 = _mm512_castps_pd(odd(v[i + 2], v[i + 3]));
+    t[i] = reinterpret_cast<Vec>(_mm512_unpacklo_pd(low01, low23));
+    t[i + 1] = reinterpret_cast<Vec>(_mm512_unpackhi_pd(low01, low23));
+    t[i + 2] = reinterpret_cast<Vec>(_mm512_unpacklo_pd(high01, high23));
+    t[i + 3] = reinterpret_cast<Vec>(_mm512_unpackhi_pd(high01, high23));
+  }
+  const auto quarters = [](Vec a, Vec b, auto code) {
+    return reinterpret_cast<Vec>(
+        _mm512_shuffle_f32x4(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), decltype(code)::value));
+  };
+  using Even = std::integral_constant<int, 0x88>;
+  using Odd = std::integral_constant<int, 0xdd>;
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const Vec a = quarters(t[j], t[4 + j], Even{}), b = quarters(t[j], t[4 + j], Odd{});
+    const Vec c = quarters(t[8 + j], t[12 + j], Even{}), d = quarters(t[8 + j], t[12 + j], Odd{});
+    v[j] = quarters(a, c, Even{});
+    v[4 + j] = quarters(b, d, Even{});
+    v[8 + j] = quarters(a, c, Odd{});
+    v[12 + j] = quarters(b, d, Odd{});
+  }
+#else
+  transpose_step<LANES / 2>(v);
+#endif
+}
 
 }  // namespace
 }  // namespace moe
