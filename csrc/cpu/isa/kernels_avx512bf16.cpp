@@ -1,0 +1,16 @@
+// AVX-512 with dot products of bfloat16 pairs and int8 quadruples.
+#define MOE_ISA_AVX512 1
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes the undefined upper parts in its own intrinsics for mistakes (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include "int8_quads.h"
+#include "nf4_pairs.h"
+#include "pairs.h"
+#include "table.h"
+
+namespace moe {
+extern const Kernels kernels_avx512bf16;
+const Kernels kernels_avx512bf16 = make_table("avx512bf16", {&PAIRS, &NF4, &INT8, &INT8_INT8});
+}  // namespace moe
