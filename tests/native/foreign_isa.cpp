@@ -41,7 +41,7 @@ double expert_error(int T, bool transposed, std::mt19937& random) {
   const TensorView down_view = transposed ? view(down.data(), {E, I, H}, DType::f32) : view(down.data(), {E, H, I}, DType::f32);
   fused_experts(view(x.data(), {T, H}, DType::f32), view(indices.data(), {T, K}, DType::i32),
                 view(weights.data(), {T, K}, DType::f32),
-                {up_view, down_view, nullptr, nullptr, Activation::gelu, false, transposed},
+                {Weight(up_view, transposed), Weight(down_view, transposed), nullptr, nullptr, Activation::gelu, false},
                 view(out.data(), {T, H}, DType::f32), nullptr, 3);
 
   const auto up_at = [&](int e, int j, int h) -> double {
