@@ -63,8 +63,9 @@ void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int
   }
 }
 
-void pack_whole(const Form& form, const Chunks& chunks, const Rows& rows, int64_t depth, float* packed, int threads) {
-  parallel_for(static_cast<int64_t>(chunks.list.size()), threads, [&](int64_t index) {
+void pack_rows(const Form& form, const Chunks& chunks, const Rows& rows, int64_t depth, float* packed, int threads) {
+  const int used = threads_for(threads, static_cast<double>(chunks.columns) * static_cast<double>(depth) / 8.0);
+  parallel_for(static_cast<int64_t>(chunks.list.size()), used, [&](int64_t index) {
     const Chunk& chunk = chunks.list[index];
     form.pack_columns(packed + chunk.columns_before * form.words(depth), chunk.pitch, rows.from(chunk.first), chunk.count,
                       0, depth);
@@ -75,6 +76,10 @@ void pack_block(const Form& form, float* packed, const Chunk& chunk, int64_t dep
                 int64_t rows) {
   float* to = packed + chunk.columns_before * form.words(depth);
   form.pack_block(to, chunk.pitch, first / form.unit, block, chunk.pitch, rows, chunk.count);
+  // Products that take whole tiles of words read on to the end of the room.
+  const int64_t end = (depth + form.unit - 1) / form.unit;
+  if (first + rows == depth && chunk.count > form.few_columns)
+    std::fill(to + end * chunk.pitch, to + form.words(depth) * chunk.pitch, 0.0f);
 }
 
 Slices::Slices(int64_t rows, int64_t columns, int64_t lanes) {

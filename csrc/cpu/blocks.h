@@ -61,8 +61,8 @@ struct TaskScratch {
 void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows,
                    int64_t depth, const Chunk& chunk, const Right& right);
 
-// Packs whole rows of `depth` values into a chunk-wise packed tensor, for a form that cannot cut them.
-void pack_whole(const Form& form, const Chunks& chunks, const Rows& rows, int64_t depth, float* packed, int threads);
+// Packs rows of `depth` values into a chunk-wise packed tensor.
+void pack_rows(const Form& form, const Chunks& chunks, const Rows& rows, int64_t depth, float* packed, int threads);
 
 // Puts rows [first, first + rows) of a block [row][pitch] into a chunk-wise packed tensor of `depth` rows.
 void pack_block(const Form& form, float* packed, const Chunk& chunk, int64_t depth, int64_t first, const float* block,

@@ -7,6 +7,9 @@
 
 namespace moe {
 
+#if defined(MOE_KERNELS_HAVE_AMX)
+extern const Kernels kernels_amx;
+#endif
 #if defined(MOE_KERNELS_HAVE_AVX512BF16)
 extern const Kernels kernels_avx512bf16;
 #endif
@@ -27,6 +30,9 @@ namespace {
 std::vector<const Kernels*> usable_tables() {
   const CpuFeatures& cpu = cpu_features();
   std::vector<const Kernels*> tables;
+#if defined(MOE_KERNELS_HAVE_AMX) && !defined(MOE_EMULATE_AMX)
+  if (cpu.amx_bf16 && cpu.amx_int8 && cpu.avx512_bf16 && cpu.avx512_vnni) tables.push_back(&kernels_amx);
+#endif
 #if defined(MOE_KERNELS_HAVE_AVX512BF16)
   if (cpu.avx512_bf16 && cpu.avx512_vnni) tables.push_back(&kernels_avx512bf16);
 #endif
@@ -41,6 +47,9 @@ std::vector<const Kernels*> usable_tables() {
 #endif
   static_cast<void>(cpu);
   tables.push_back(&kernels_scalar);
+#if defined(MOE_KERNELS_HAVE_AMX) && defined(MOE_EMULATE_AMX)
+  if (cpu.avx512_bf16 && cpu.avx512_vnni) tables.push_back(&kernels_amx);
+#endif
   return tables;
 }
 

@@ -96,8 +96,11 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
 
   const Slices slices(N, shape.hidden, kern.lanes);
   const int64_t act_words = chunks.columns * form.words(shape.inner);
-  // Forms for whole rows pack x before, and keep the activation as rows until they are complete.
-  const int64_t x_words = form.whole() ? chunks.columns * form.words(shape.hidden) : 0;
+  // x is packed before, once for all blocks of a weight, unless that would take too much memory. Forms for whole rows
+  // always do so, and keep the activation as rows until they are complete.
+  constexpr int64_t PACKED_BEFORE = int64_t{64} << 20;
+  const bool before = form.whole() || chunks.columns * form.words(shape.hidden) <= PACKED_BEFORE;
+  const int64_t x_words = before ? chunks.columns * form.words(shape.hidden) : 0;
   const int64_t act_floats = form.whole() ? N * shape.inner : 0;
   Workspace workspace(Workspace::padded<float>(act_words) + Workspace::padded<float>(x_words) +
                       Workspace::padded<float>(act_floats) + Workspace::padded<float>(slices.floats));
@@ -113,14 +116,12 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
 
   const Rows tokens{x.data, x.dtype, shape.hidden, row_token, nullptr};
   const TensorView* pre = saved ? &saved->pre : nullptr;
-  if (form.whole()) {
-    pack_whole(form, chunks, tokens, shape.hidden, x_packed, threads);
-    up_projection(kern, form, shape, experts, Right::of(x_packed), chunks, act_rows, pre, threads);
-    pack_whole(form, chunks, {reinterpret_cast<const char*>(act_rows), DType::f32, shape.inner, nullptr, nullptr},
-               shape.inner, act, threads);
-  } else {
-    up_projection(kern, form, shape, experts, Right::gathered(tokens), chunks, act, pre, threads);
-  }
+  if (before) pack_rows(form, chunks, tokens, shape.hidden, x_packed, threads);
+  const Right right = before ? Right::of(x_packed) : Right::gathered(tokens);
+  up_projection(kern, form, shape, experts, right, chunks, form.whole() ? act_rows : act, pre, threads);
+  if (form.whole())
+    pack_rows(form, chunks, {reinterpret_cast<const char*>(act_rows), DType::f32, shape.inner, nullptr, nullptr},
+              shape.inner, act, threads);
   const TokenRows token_rows{slot_row, shape.slots, nullptr, nullptr};
   for (int64_t first = 0; first < shape.hidden; first += slices.width) {
     const int64_t count = std::min(slices.width, shape.hidden - first);

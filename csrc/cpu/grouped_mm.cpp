@@ -62,7 +62,7 @@ void grouped_mm(const GroupedArguments& a, const TensorView* base, const TensorV
 
   const Rows x_rows{a.x.data, a.x.dtype, shape.inputs, a.row_token ? a.row_token->as<const int32_t>() : nullptr,
                     nullptr};
-  if (form.whole()) pack_whole(form, chunks, x_rows, shape.inputs, x_packed, threads);
+  if (form.whole()) pack_rows(form, chunks, x_rows, shape.inputs, x_packed, threads);
   const Right right = form.whole() ? Right::of(x_packed) : Right::gathered(x_rows);
   for (int64_t first = 0; first < shape.outputs; first += slices.width) {
     const int64_t count = std::min(slices.width, shape.outputs - first);

@@ -50,14 +50,18 @@ Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* 
     chunks.begin.push_back(static_cast<int32_t>(chunks.list.size()));
     const int64_t rows = offsets[e + 1] - offsets[e];
     if (rows == 0) continue;
-    const int64_t pieces = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
-    const int64_t size = pitch_of(kernels, form, (rows + pieces - 1) / pieces);
-    for (int64_t first = 0; first < rows; first += size) {
-      const int64_t count = std::min(size, rows - first), pitch = pitch_of(kernels, form, count);
+    const auto add = [&](int64_t first, int64_t count) {
+      const int64_t pitch = pitch_of(kernels, form, count);
       chunks.list.push_back({static_cast<int32_t>(e), static_cast<int32_t>(offsets[e] + first),
                              static_cast<int32_t>(count), static_cast<int32_t>(pitch), chunks.columns});
       chunks.columns += pitch;
-    }
+    };
+    // A few rows above whole vectors are cheaper by themselves than as another vector.
+    const int64_t above = rows % kernels.lanes, tail = rows > kernels.lanes && above <= form.tail_columns ? above : 0;
+    const int64_t whole = rows - tail, pieces = (whole + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    const int64_t size = pitch_of(kernels, form, (whole + pieces - 1) / pieces);
+    for (int64_t first = 0; first < whole; first += size) add(first, std::min(size, whole - first));
+    if (tail > 0) add(whole, tail);
   }
   chunks.begin.push_back(static_cast<int32_t>(chunks.list.size()));
   return chunks;

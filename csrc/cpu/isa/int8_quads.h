@@ -247,11 +247,11 @@ MOE_INLINE Vec int8_words(const char* src, DType dtype, int64_t count, Vec inver
   return reinterpret_cast<Vec>(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
 }
 
-template <int PLANES>
+template <int PLANES, int64_t FEW>
 inline void pack_columns_int8(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t, int64_t columns) {
   constexpr float LARGEST = PLANES == 2 ? 32767.0f : 127.0f;
   const int64_t plane = (columns + 63) / 64 * FEW_WORDS, item = item_size(rows.dtype);
-  const bool few = count <= FEW_INT8_COLUMNS;
+  const bool few = count <= FEW;
   const int64_t width = few ? count : ldb;
   float* factor = b + PLANES * plane * width;
   for (int64_t i = 0; i < width; i += LANES) {
@@ -282,7 +282,7 @@ inline void pack_columns_int8(float* b, int64_t ldb, const Rows& rows, int64_t c
 
 template <int PLANES>
 constexpr Form int8_form() {
-  return {DType::f32, 4, 0, 1, PLANES, TILE_ROWS, FEW_INT8_COLUMNS, 0, product_int8<PLANES>, pack_columns_int8<PLANES>, nullptr, nullptr};
+  return {DType::f32, 4, 0, 1, PLANES, TILE_ROWS, FEW_INT8_COLUMNS, 4, 0, product_int8<PLANES>, pack_columns_int8<PLANES, FEW_INT8_COLUMNS>, nullptr, nullptr};
 }
 constexpr Form INT8 = int8_form<2>();
 constexpr Form INT8_INT8 = int8_form<1>();

@@ -80,6 +80,7 @@ struct Form {
   int64_t planes;       // a packed operand is so many of the above, and, where it may not be cut, a factor of each column
   int64_t tile_rows;    // rows of the left operand that one register tile covers
   int64_t few_columns;  // up to so many columns, the product runs along the weight's rows instead of along the columns
+  int64_t tail_columns; // up to so many columns are cheaper by themselves than as part of another vector
   int64_t scratch;      // floats of scratch that `product` needs
   // c[m][n] (+)= Σ_k a(m, k) · b(k, n), c being [m * ldc + n]. With more than few_columns columns ldb and ldc are multiples
   // of `lanes`, the columns up to the next multiple exist in b and c, and c has space for rows up to the next multiple

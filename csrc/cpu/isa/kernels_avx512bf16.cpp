@@ -1,10 +1,5 @@
 // AVX-512 with dot products of bfloat16 pairs and int8 quadruples.
 #define MOE_ISA_AVX512 1
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 takes the undefined upper parts in its own intrinsics for mistakes (its bug 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #include "int8_quads.h"
 #include "nf4_pairs.h"
 #include "pairs.h"

@@ -179,6 +179,7 @@ MOE_INLINE Vec nf4_order(Vec low, Vec high, int where) {
       _mm512_permutex2var_epi16(reinterpret_cast<__m512i>(low), index, reinterpret_cast<__m512i>(high)));
 }
 
+template <int64_t FEW>
 inline void pack_columns_nf4(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column,
                              int64_t columns) {
   const auto words = [&](int64_t i, int64_t j, int where) {
@@ -189,7 +190,7 @@ inline void pack_columns_nf4(float* b, int64_t ldb, const Rows& rows, int64_t co
   for (int64_t j = 0; j < columns; j += NF4_BLOCK) {
     for (int where = 0; where < 2; ++where) {
       const int64_t w = j / 2 + where * LANES;
-      if (count <= FEW_NF4_COLUMNS) {
+      if (count <= FEW) {
         for (int64_t i = 0; i < count; ++i) store(b + few_word(count, w, i), words(i, j, where));
         continue;
       }
@@ -203,6 +204,7 @@ inline void pack_columns_nf4(float* b, int64_t ldb, const Rows& rows, int64_t co
   }
 }
 
+template <int64_t FEW>
 inline void pack_block_nf4(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth,
                            int64_t columns) {
   for (int64_t k = 0; k < depth; k += NF4_BLOCK)
@@ -212,7 +214,7 @@ inline void pack_block_nf4(float* b, int64_t ldb, int64_t first, const float* sr
         const int64_t width = std::min<int64_t>(ld - n, LANES);
         const Vec word = join_pairs(load_first(low + n, width), load_first(low + 4 * ld + n, width));
         const int64_t at = first + k / 2 + w;
-        if (columns > FEW_NF4_COLUMNS) {
+        if (columns > FEW) {
           store(b + at * ldb + n, word);
           continue;
         }
@@ -230,11 +232,12 @@ constexpr Form NF4 = {DType::bf16,
                       1,
                       TILE_ROWS,
                       FEW_NF4_COLUMNS,
+                      4,
                       PANEL_SCRATCH<Nf4Words>,
                       product_nf4,
-                      pack_columns_nf4,
+                      pack_columns_nf4<FEW_NF4_COLUMNS>,
                       nullptr,
-                      pack_block_nf4};
+                      pack_block_nf4<FEW_NF4_COLUMNS>};
 
 }  // namespace
 }  // namespace moe

@@ -2,6 +2,11 @@
 // namespace everything lives: code compiled for one instruction set must never be shared with another by the linker.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes the undefined upper parts in its own intrinsics for mistakes (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #if defined(MOE_ISA_AVX512) || defined(MOE_ISA_AVX2)
 #include <immintrin.h>
 #elif defined(MOE_ISA_NEON)
