@@ -163,13 +163,13 @@ void bind_experts(py::module_& m) {
          const TensorView& offsets, const TensorView& row_token, const TensorView& slot_row, int activation,
          bool interleaved, bool transposed, const TensorView* grad_x, const TensorView* grad_weights,
          const TensorView* grad_gate_up, const TensorView* grad_down, const TensorView* grad_gate_up_bias,
-         const TensorView* grad_down_bias, int threads) {
+         const TensorView* grad_down_bias, bool add, int threads) {
         const moe::Weight up_weight(gate_up, transposed), down_weight(down, transposed);
         moe::fused_experts_backward(
             grad, x, weights,
             {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved},
             {pre, offsets, row_token, slot_row},
-            {grad_x, grad_weights, grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias}, threads);
+            {grad_x, grad_weights, grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias, add}, threads);
       },
       Unlocked());
   m.def(

@@ -1,5 +1,6 @@
 """Fast Mixture-of-Experts operations for PyTorch, and a drop-in `MoELayer`."""
 
+from moe_kernels.gradients import gradients_in_place
 from moe_kernels.layer import MoELayer, RouterOutput
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.ops.grouped_lora import grouped_lora, grouped_lora_
@@ -21,6 +22,7 @@ __all__ = [
     "TopKGating",
     "available_backends",
     "fused_experts",
+    "gradients_in_place",
     "grouped_lora",
     "grouped_lora_",
     "grouped_mm",

@@ -23,7 +23,7 @@ LAYERS = (
     ("moe_kernels.layer", "moe_kernels.testing"),
     ("moe_kernels.capacity", "moe_kernels.losses"),
     ("moe_kernels.ops",),
-    ("moe_kernels.registry", "moe_kernels.validation"),
+    ("moe_kernels.registry", "moe_kernels.validation", "moe_kernels.gradients"),
     ("moe_kernels.quantized_weights",),
     ("moe_kernels.backends",),
     ("moe_kernels.native", "moe_kernels.number_formats"),

@@ -164,11 +164,11 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
                    *gradients.x, threads);
   if (gradients.gate_up)
     weight_gradient(kern, form, chunks, inner.grad_left, shape.wide, x_rows, shape.hidden, *gradients.gate_up,
-                    shape.gate_up.transposed, threads);
+                    shape.gate_up.transposed, gradients.add, threads);
   if (gradients.down)
     // down is (H, I) where gate_up is (2I, H): its gradient comes out with rows and columns exchanged.
     weight_gradient(kern, form, chunks, inner.act_left, shape.inner, grad_rows, shape.hidden, *gradients.down,
-                    !shape.down.transposed, threads);
+                    !shape.down.transposed, gradients.add, threads);
   if (gradients.gate_up_bias)
     bias_gradient(kern, form, chunks, inner.grad_left, shape.wide, nullptr, *gradients.gate_up_bias, threads);
   if (gradients.down_bias)

@@ -134,7 +134,7 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   if (grad_w) {
     Rows scaled = x_rows;
     scaled.scale = scale;
-    weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.w.transposed, threads);
+    weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.w.transposed, false, threads);
   }
   if (grad_bias) bias_gradient(kern, form, chunks, dy.left, shape.outputs, scale, *grad_bias, threads);
 }

@@ -85,6 +85,7 @@ struct ExpertGradients {
   const TensorView* down;
   const TensorView* gate_up_bias;
   const TensorView* down_bias;
+  bool add = false;  // gate_up's and down's are added to what is there
 };
 
 void fused_experts_backward(const TensorView& grad, const TensorView& x, const TensorView& weights,

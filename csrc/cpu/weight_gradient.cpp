@@ -15,13 +15,14 @@ struct GradientTask {
 }  // namespace
 
 void weight_gradient(const Kernels& kern, const Form& form, const Chunks& chunks, const char* left, int64_t features,
-                     const Rows& rows, int64_t columns, const TensorView& out, bool across, int threads) {
+                     const Rows& rows, int64_t columns, const TensorView& out, bool across, bool add,
+                     int threads) {
   const int64_t experts = static_cast<int64_t>(chunks.begin.size()) - 1, item = item_size(out.dtype);
-  prefer_huge_pages(out.data, static_cast<size_t>(out.numel() * item));
+  if (!add) prefer_huge_pages(out.data, static_cast<size_t>(out.numel() * item));
   std::vector<GradientTask> tasks;
   for (int64_t e = 0; e < experts; ++e) {
     if (chunks.begin[e] == chunks.begin[e + 1]) {
-      tasks.push_back({static_cast<int32_t>(e), -1, 0});
+      if (!add) tasks.push_back({static_cast<int32_t>(e), -1, 0});
       continue;
     }
     for (int64_t h = 0; h < columns; h += BLOCK_COLUMNS)
@@ -45,19 +46,31 @@ void weight_gradient(const Kernels& kern, const Form& form, const Chunks& chunks
     for (int32_t c = chunks.begin[task.expert]; c < chunks.begin[task.expert + 1]; ++c) {
       const Chunk& chunk = chunks.list[c];
       form.pack_rows(scratch.packed, pitch, rows.from(chunk.first), chunk.count, task.column, width);
-      const char* block = left + (chunk.columns_before * features + task.row * chunk.pitch) * item_size(form.left);
-      const Operand operand{block, form.left, chunk.pitch, 1};
+      const char* at = left + (chunk.columns_before * features + task.row * chunk.pitch) * item_size(form.left);
+      const Operand operand{at, form.left, chunk.pitch, 1};
       form.product(sum, sum_pitch, operand, height, chunk.count, scratch.packed, pitch, pitch,
-                   c > chunks.begin[task.expert], scratch.inner);
+                   (add && in_place) || c > chunks.begin[task.expert], scratch.inner);
     }
     if (in_place) return;
-    if (across) {
+    if (across && !add) {
       kern.scatter_transposed(expert + (task.column * features + task.row) * item, out.dtype, features, sum, pitch,
                               width, height);
       return;
     }
-    for (int64_t m = 0; m < height; ++m)
-      kern.store(expert + ((task.row + m) * columns + task.column) * item, out.dtype, sum + m * pitch, width);
+    float* block = sum;
+    int64_t rows_pitch = pitch, count = height, length = width, first = task.row * columns + task.column;
+    int64_t stride = columns;
+    if (across) {
+      kern.scatter_transposed(reinterpret_cast<char*>(scratch.packed), DType::f32, height, sum, pitch, width, height);
+      block = scratch.packed;
+      rows_pitch = height, count = width, length = height, first = task.column * features + task.row, stride = features;
+    }
+    for (int64_t m = 0; m < count; ++m) {
+      char* to = expert + (first + m * stride) * item;
+      float* row = block + m * rows_pitch;
+      if (add) kern.add_scaled(row, 1.0f, to, out.dtype, length);
+      kern.store(to, out.dtype, row, length);
+    }
   });
 }
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from moe_kernels import validation
+from moe_kernels.gradients import in_place_targets
 from moe_kernels.ops.fused_experts_quantized import fused_experts_quantized
 from moe_kernels.ops.library import define, needs_grad, under_autocast, weight_dtype
 from moe_kernels.quantized_weights import QuantizedWeight
-from moe_kernels.registry import kernel
+from moe_kernels.registry import choose, kernel
 
 
 def _run(
@@ -137,6 +138,54 @@ _backward_op = define(
 )
 
 
+def _run_backward_into(
+    grad: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    pre: Tensor,
+    offsets: Tensor,
+    row_token: Tensor,
+    slot_row: Tensor,
+    activation: str,
+    interleaved: bool,
+    transposed: bool,
+    need: list[bool],
+    backend: str | None,
+    grad_gate_up: Tensor,
+    grad_down: Tensor,
+) -> tuple[Tensor, ...]:
+    saved = (pre, offsets, row_token, slot_row)
+    arguments = (grad, x, weights, gate_up, down, gate_up_bias, down_bias, *saved)
+    call = kernel("fused_experts", backend, x, gate_up, down, backward=True)
+    if choose("fused_experts", backend, x, gate_up, down) == "cpu":
+        grads = call(*arguments, activation, interleaved, transposed, *need, into=(grad_gate_up, grad_down))
+    else:
+        grads = call(*arguments, activation, interleaved, transposed, *need)
+        grad_gate_up.add_(grads[2])
+        grad_down.add_(grads[3])
+    return grads[0], grads[1], grads[4], grads[5]
+
+
+def _into_shapes(*arguments: Any) -> tuple[Tensor, ...]:
+    shapes = _backward_shapes(*arguments[:16])
+    return shapes[0], shapes[1], shapes[4], shapes[5]
+
+
+_backward_into_op = define(
+    "fused_experts_backward_into",
+    "(Tensor grad, Tensor x, Tensor weights, Tensor gate_up, Tensor down, Tensor? gate_up_bias, Tensor? down_bias, "
+    "Tensor pre, Tensor offsets, Tensor row_token, Tensor slot_row, str activation, bool interleaved, "
+    "bool transposed, bool[] need, str? backend, Tensor(a!) grad_gate_up, Tensor(b!) grad_down) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _run_backward_into,
+    _into_shapes,
+)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, _, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save, backend = inputs
     _, pre, offsets, row_token, slot_row = output
@@ -152,7 +201,13 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     if not save:
         raise RuntimeError("fused_experts: backward of a call that was made with save=False")
     need = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6)]
-    grads = _backward_op(grad, *ctx.saved_tensors, activation, interleaved, transposed, need, backend)
+    saved = ctx.saved_tensors
+    into = in_place_targets(saved[2], saved[3]) if need[2] and need[3] else None
+    if into is not None:
+        grads = _backward_into_op(grad, *saved, activation, interleaved, transposed, need, backend, *into)
+        gx, gweights, gup_bias, gdown_bias = (g if n else None for g, n in zip(grads, need[:2] + need[4:], strict=True))
+        return gx, None, gweights, None, None, gup_bias, gdown_bias, None, None, None, None, None
+    grads = _backward_op(grad, *saved, activation, interleaved, transposed, need, backend)
     gx, gweights, gup, gdown, gup_bias, gdown_bias = (g if n else None for g, n in zip(grads, need, strict=True))
     return gx, None, gweights, gup, gdown, gup_bias, gdown_bias, None, None, None, None, None
 

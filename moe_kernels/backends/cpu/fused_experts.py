@@ -76,8 +76,12 @@ def fused_experts_backward_cpu(
     need_down: bool,
     need_gate_up_bias: bool,
     need_down_bias: bool,
+    into: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weights, gate_up, down and the biases; empty where not needed."""
+    """Return the gradients of x, weights, gate_up, down and the biases; empty where not needed.
+
+    `into` are gradients of gate_up and down that theirs are added to; those returned are then empty.
+    """
     grad, x, weights, pre = rows(grad), rows(x), rows(weights), rows(pre)
     gate_up, down = weight(gate_up), weight(down)
     gate_up_bias, down_bias = rows_or_none(gate_up_bias), rows_or_none(down_bias)
@@ -86,8 +90,8 @@ def fused_experts_backward_cpu(
     grads = (
         result(x, x.shape, need_x),
         result_float(x, weights.shape, need_weights),
-        result(gate_up, gate_up.shape, need_gate_up),
-        result(down, down.shape, need_down),
+        result(gate_up, gate_up.shape, need_gate_up and into is None),
+        result(down, down.shape, need_down and into is None),
         result(x, (E, wide), need_gate_up_bias),
         result(x, (E, x.shape[1]), need_down_bias),
     )
@@ -106,7 +110,10 @@ def fused_experts_backward_cpu(
         ACTIVATION_CODES[activation],
         interleaved,
         transposed,
-        *(view(g) if needed else None for g, needed in zip(grads, needs, strict=True)),
+        *(view(g) if needed else None for g, needed in zip(grads[:2], needs[:2], strict=True)),
+        *(view_or_none(g) if n else None for g, n in zip(into or grads[2:4], needs[2:4], strict=True)),
+        *(view(g) if needed else None for g, needed in zip(grads[4:], needs[4:], strict=True)),
+        into is not None,
         torch.get_num_threads(),
     )
     return grads
