@@ -35,22 +35,27 @@ def busy_neighbours(count: int):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no pinning of processes here")
-def test_busy_neighbours(compare, model, T):
+@pytest.mark.parametrize("neighbours", [0, 2], ids=["alone", "beside"])
+def test_busy_neighbours(compare, model, T, neighbours):
     tokens = model.tokens(T)
 
     def ours(copy, given):
         return fused_experts(given.x, given.indices, given.routing, *model.weights[copy])
 
-    arms = {"ours": model.arm("ours", lambda: ours, tokens), **model.transformers(tokens), **model.libraries(tokens)}
-    case = {
-        "nbytes": model.expert_bytes * len(tokens[0].indices.unique()),
-        "flops": model.operations(T),
-        "dtype": model.dtype,
-        "shape": model.name,
-        "sizes": model.shape,
-    }
-    alone = compare(arms, op="alone", **case)
-    with busy_neighbours(2):
-        beside = compare(arms, op="beside two busy processes", **case)
-    slower = (f"{name} {beside.seconds[name] / alone.seconds[name]:.1f}x" for name in beside.seconds)
-    beside.note = f"slower than alone: {', '.join(slower)}"
+    with busy_neighbours(neighbours):
+        record = compare(
+            {"ours": model.arm("ours", lambda: ours, tokens), **model.transformers(tokens), **model.libraries(tokens)},
+            nbytes=model.expert_bytes * len(tokens[0].indices.unique()),
+            flops=model.operations(T),
+            dtype=model.dtype,
+            op="beside two busy processes" if neighbours else "alone",
+            shape=model.name,
+            sizes=model.shape,
+        )
+    if record is None:
+        return
+    if not neighbours:
+        model.kept[f"alone T{T}"] = record.seconds
+    elif alone := model.kept.get(f"alone T{T}"):
+        slower = (f"{name} {seconds / alone[name]:.1f}x" for name, seconds in record.seconds.items())
+        record.note = f"slower than alone: {', '.join(slower)}"

@@ -1,6 +1,7 @@
 """Interleaved comparison with other libraries, and the tables at the end of the run.
 
 `pytest benchmarks` times each op beside its peers, `--small` uses sizes for a quick look, `-k OLMoE` one model's.
+pytest-benchmark times ours: `--benchmark-json=FILE` writes its figures, `--benchmark-disable` only compares results.
 """
 
 from __future__ import annotations
@@ -57,11 +58,26 @@ class Session:
         measure.rotated_bytes = (config.getoption("--rotate-gib") or (1 / 16 if self.small else 2)) * 2**30
         self.folder = Path(config.getoption("--output"))
         self.records: list[Record] = []
+        # Of each record, what pytest-benchmark keeps beside the times.
+        self.extras: list[dict[str, Any]] = []
+        # Of a run that times nothing, each arm's largest distance from ours.
+        self.distances: dict[str, float] = {}
         self.reasons: dict[str, str] = {}
 
     @property
     def results(self) -> Path:
         return self.folder / ("small.json" if self.small else "results.json")
+
+    def add(self, record: Record, extra: dict[str, Any]) -> None:
+        """Keep a record, in the file of results and in pytest-benchmark's `extra_info`."""
+        self.records.append(record)
+        self.extras.append(extra)
+        for earlier, known in zip(self.records, self.extras, strict=True):
+            if (earlier.how, earlier.threads) == (record.how, record.threads):
+                # The same processor: what it has once done it can do.
+                earlier.product = max(earlier.product, record.product)
+            known.update(earlier.beside_ours())
+        merge(self.results, self.records)
 
     def unavailable(self, arm: str, reason: Exception) -> None:
         """Remember why an arm is missing; the first reason is told."""
@@ -117,8 +133,10 @@ def model(request: pytest.FixtureRequest, session: Session) -> Iterator[Any]:
 
 
 @pytest.fixture
-def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., Record]:
-    """Time arms in turn, ours first, and add a row to the tables.
+def compare(benchmark: Any, request: pytest.FixtureRequest, session: Session) -> Callable[..., Record | None]:
+    """Time arms in turn, ours first, and add a row to the tables; once in a test.
+
+    With `--benchmark-disable` the results are compared, nothing is timed and there is no row: it returns None.
 
     Args:
         arms: name to call; a call gets the number of its round, which chooses the copy of the data. None: no such arm.
@@ -143,7 +161,7 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
         shape: str | None = None,
         sizes: Shape | None = None,
         T: int | None = None,
-    ) -> Record:
+    ) -> Record | None:
         given = request.node.callspec.params
         sizes = sizes or given.get("shape")
         calls = {
@@ -151,14 +169,21 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
             for name, call in arms.items()
             if call is not None
         }
+        benchmark.group = op = op or request.node.originalname.removeprefix("test_")
         with torch.inference_mode():
             first, distances = warm_up(calls, check)
-            measured = interleave({name: calls[name] for name in first}, first, session.rounds, session.limit)
+            if benchmark.disabled:
+                benchmark.pedantic(next(iter(calls.values())), args=(0,))
+                for name, value in distances.items():
+                    session.distances[name] = max(value, session.distances.get(name, 0.0))
+                return None
+            running = {name: calls[name] for name in first}
+            measured = interleave(benchmark, running, first, session.rounds, session.limit)
         name = str(dtype).removeprefix("torch.")
         threads = torch.get_num_threads()
         product = product_rate(kind or name, threads)
         record = Record(
-            op=op or request.node.originalname.removeprefix("test_"),
+            op=op,
             shape=shape or (_name(sizes) if sizes else request.node.callspec.id),
             sizes=sizes._asdict() if sizes else {},
             T=T or given.get("T", 0),
@@ -175,12 +200,7 @@ def compare(request: pytest.FixtureRequest, session: Session) -> Callable[..., R
             date=datetime.date.today().isoformat(),
             isa=core().isa() if native()[0] is not None else "reference",
         )
-        session.records.append(record)
-        for earlier in session.records:
-            if earlier.how == record.how and earlier.threads == threads:
-                # The same processor: what it has once done it can do.
-                earlier.product = max(earlier.product, record.product)
-        merge(session.results, session.records)
+        session.add(record, benchmark.extra_info)
         return record
 
     def warm_up(calls: dict[str, Call], check: bool) -> tuple[dict[str, float], dict[str, float]]:
@@ -217,9 +237,12 @@ def _tensors(result: Any) -> tuple[torch.Tensor, ...]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     session = config.stash[SESSION]
+    write = terminalreporter.write_line
+    if session.distances:
+        told = ", ".join(f"{name} {value:.1e}" for name, value in session.distances.items())
+        write(f"largest relative distance from our result: {told}")
     if not session.records:
         return
-    write = terminalreporter.write_line
     last = session.records[-1]
     terminalreporter.section("time, floor and peers")
     waiting = os.environ.get("OMP_WAIT_POLICY", "not set")

@@ -6,12 +6,13 @@ anew for each case, because on a shared machine it changes from minute to minute
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,21 +37,26 @@ class Rate(NamedTuple):
     how: str
 
 
+# A loop below this part of the best is not tried again: formats differ by two or more, disturbances by less.
+BEHIND = 0.6
 _best: dict[tuple[str, int], float] = {}
 
 
 def product_rate(kind: str, threads: int) -> Rate:
     """Operations per second of the fastest register loop for a format of `KINDS`; of torch.mm where none is built.
 
-    Each call measures anew and counts the best of all: the rate is the processor's, what disturbs it is not.
+    Each call measures the fast ones anew and counts the best of all: the rate is the processor's, disturbances are not.
     """
     if native()[0] is None:
         n = 2048
         a = torch.randn(n, n)
         return Rate(2 * n**3 / min(_seconds(lambda: a @ a) for _ in range(5)), "torch.mm float32")
     usable = [name for name in KINDS[kind] if name in core().product_kinds()]
+    known = {name: _best[name, threads] for name in usable if (name, threads) in _best}
     for name in usable:
-        _best[name, threads] = max(_best.get((name, threads), 0.0), core().product_rate(name, threads))
+        # A loop takes 0.1 s; trying all of them for every case was half of the time of `--small`.
+        if name not in known or known[name] > BEHIND * max(known.values()):
+            _best[name, threads] = max(known.get(name, 0.0), core().product_rate(name, threads))
     fastest = max(_best[name, threads] for name in usable)
     # Of equally fast ones the first.
     name = next(name for name in usable if _best[name, threads] >= 0.97 * fastest)
@@ -94,6 +100,10 @@ def _wait() -> None:
     end = time.perf_counter() + PAUSE
     while time.perf_counter() < end:
         pass
+    # Before ours pytest-benchmark runs code of its own, which wakes the interpreter up: without these calls the same
+    # 0.08 ms took 3 to 10 % longer as a peer.
+    for _ in range(20):
+        _seconds(int)
 
 
 class Measured(NamedTuple):
@@ -104,33 +114,52 @@ class Measured(NamedTuple):
     read: float
 
 
-def interleave(arms: Mapping[str, Call], first: Mapping[str, float], rounds: int, limit: float) -> Measured:
+def interleave(
+    benchmark: Any, arms: Mapping[str, Call], first: Mapping[str, float], rounds: int, limit: float
+) -> Measured:
     """Time the arms in turn, round by round.
 
     Args:
+        benchmark: pytest-benchmark's fixture. It times the first arm, ours; the peers run in the setup of its rounds.
         arms: each is called with a number that grows by one from round to round, and chooses its data by it.
         first: seconds of each arm's warm-up. An arm whose calls take longer than `limit` seconds together gets fewer
-            rounds; one whose warm-up already does keeps that as its only measurement.
+            rounds; a peer whose warm-up already does keeps that as its only measurement, ours gets one round.
         rounds: for arms that are neither short nor long.
     """
+    ours, *peers = arms
     times: dict[str, list[float]] = {name: [] for name in arms}
     wanted = {}
     for name, seconds in first.items():
         often = rounds * MORE if seconds < SHORT else rounds
         wanted[name] = min(often, max(2, int(limit / seconds))) if seconds < limit else 0
-        if not wanted[name]:
+        if not wanted[name] and name != ours:
             times[name].append(seconds)
+    wanted[ours] = max(1, wanted[ours])
     # Not between the rounds: reading so much takes even the interpreter out of the caches.
     read = max(map(read_rate, range(READS)))
     for name, call in arms.items():
         if first[name] < SHORT:
             call(0)
-    for number in range(max(2, *wanted.values())):
-        for position, (name, call) in enumerate(arms.items()):
+
+    def run_peers(number: int) -> None:
+        for position, name in enumerate(peers, 1):
             if number < wanted[name]:
                 turn = number + APART * position
                 _wait()
-                times[name].append(_seconds(lambda call=call, turn=turn: call(turn)))
+                times[name].append(_seconds(lambda call=arms[name], turn=turn: call(turn)))
+
+    numbers = itertools.count()
+
+    def before_ours() -> tuple[tuple[int], dict[str, Any]]:
+        number = next(numbers)
+        run_peers(number)
+        _wait()
+        return (number,), {}
+
+    benchmark.pedantic(arms[ours], setup=before_ours, rounds=wanted[ours])
+    times[ours] = list(benchmark.stats.stats.data)
+    for number in range(wanted[ours], max(wanted.values())):
+        run_peers(number)
     read = max(read, *map(read_rate, range(READS)))
     return Measured(
         {name: statistics.median(values) for name, values in times.items()},

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 @cache
@@ -75,6 +76,17 @@ class Record:
     @property
     def bound(self) -> str:
         return "read" if self.nbytes / self.read > self.operations / self.product else self.how
+
+    def beside_ours(self) -> dict[str, Any]:
+        """What pytest-benchmark reports beside the time of ours."""
+        _, *peers = self.seconds
+        return {
+            "peers_median_seconds": {name: self.seconds[name] for name in peers},
+            "floor_seconds": self.floor,
+            "fraction_of_floor": self.floor / self.ours,
+            "bound": self.bound,
+            "threads": self.threads,
+        }
 
 
 def merge(path: Path, records: Iterable[Record]) -> list[Record]:

@@ -37,8 +37,6 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.delenv("SPECMOE_DEBUG", raising=False)
     monkeypatch.delenv("MOE_DATA_DIR", raising=False)
     monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
-    # Setting it here keeps the command from setting it for the tests that follow.
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     small = {"hidden_size": 16, "num_heads": 2, "num_layers": 2, "expert_size": 24, "num_experts": 6, "block_size": 64}
     quick = {"batch_size": 4, "steps": 3, "warmup_steps": 1, "eval_every": 3}
     monkeypatch.setattr(subject, "SETTINGS", {**subject.SETTINGS, **small, **quick})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,10 +39,6 @@ def demo(
 
     The first run trains a small model, which takes about a minute. Nothing is downloaded.
     """
-    # Threads that wait should sleep: spinning ones take the cores from the reader threads and from other programs. With
-    # two cores shared by seven busy processes a training step of 16 x 128 tokens took 0.9 s in place of 2.7.
-    # Torch reads this when it is loaded, which is on the next line.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _check(replay, prompt, trace, size, memory, output)
     try:
         if replay:

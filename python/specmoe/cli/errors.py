@@ -10,8 +10,11 @@ from typing import Any
 
 import typer
 
+FAILURE_EXIT_CODE = 1
 USAGE_EXIT_CODE = 2
 INTERRUPT_EXIT_CODE = 130
+# What the user can put right by giving something else.
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
 
 
 class UsageError(ValueError):
@@ -21,7 +24,8 @@ class UsageError(ValueError):
 def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a command so that user errors and Ctrl-C end it with one line on standard error.
 
-    `UsageError`, any other `ValueError`, a missing or existing file and a diverged loss exit with 2, Ctrl-C with 130.
+    `UsageError`, any other `ValueError`, a missing or existing file and a diverged loss exit with 2, what else the
+    system refuses (an unreadable file, a full disk) with 1, Ctrl-C with 130.
     With `SPECMOE_DEBUG` set the error is raised as it is.
 
     Args:
@@ -35,11 +39,12 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
-            if os.environ.get("SPECMOE_DEBUG"):
+        except (ValueError, OSError, FloatingPointError) as error:
+            # Where the reader of the output has left, as `head` does, Typer ends quietly.
+            if os.environ.get("SPECMOE_DEBUG") or isinstance(error, BrokenPipeError):
                 raise
             _print_line(f"error: {error}")
-            raise typer.Exit(USAGE_EXIT_CODE) from None
+            raise typer.Exit(USAGE_EXIT_CODE if isinstance(error, USER_ERRORS) else FAILURE_EXIT_CODE) from None
         except KeyboardInterrupt as error:
             _print_line(str(error) or "interrupted")
             raise typer.Exit(INTERRUPT_EXIT_CODE) from None

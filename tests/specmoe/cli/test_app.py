@@ -45,11 +45,13 @@ def test_an_unknown_command_and_an_unknown_option_end_with_2(specmoe):
             2,
             "error: [Errno 2] No such file or directory: 'x.txt'\n",
         ),
+        (PermissionError(13, "Permission denied", "x.txt"), 1, "error: [Errno 13] Permission denied: 'x.txt'\n"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
         (FloatingPointError("loss: nan"), 2, "error: loss: nan\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (KeyboardInterrupt("state saved"), 130, "state saved\n"),
     ],
-    ids=["usage", "value", "file", "diverged", "ctrl-c", "ctrl-c-saved"],
+    ids=["usage", "value", "file", "permission", "full-disk", "diverged", "ctrl-c", "ctrl-c-saved"],
 )
 def test_a_user_error_is_one_line_and_a_code(capsys, monkeypatch, error, code, line):
     monkeypatch.delenv("SPECMOE_DEBUG", raising=False)
@@ -71,6 +73,32 @@ def test_a_defect_keeps_its_traceback():
 
     with pytest.raises(RuntimeError, match="a defect"):
         command()
+
+
+def test_a_reader_that_left_is_no_error_of_ours(capsys):
+    @reports_errors
+    def command():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        command()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")], ids=["default", "own"])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given, policy):
+    program = (
+        "import os, sys\n"
+        "from specmoe.cli import app\n"
+        "app.app = lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "app.main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment.pop("OMP_WAIT_POLICY", None)
+    if given:
+        environment["OMP_WAIT_POLICY"] = given
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [policy, "False"], done.stderr
 
 
 def test_debugging_keeps_every_traceback(monkeypatch):

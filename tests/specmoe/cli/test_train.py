@@ -100,6 +100,15 @@ def test_a_wrong_option_is_one_line_and_2(specmoe, tmp_path, monkeypatch, option
     assert one_line(outcome).startswith(message)
 
 
+def test_an_unreadable_path_is_one_line_and_1(specmoe, tiny, tmp_path):
+    folder = tmp_path / "folder.txt"
+    folder.mkdir()
+    (tmp_path / "run").write_text("a file where the run's directory should be")
+    outcome = specmoe("train", *tiny, "--output", tmp_path / "run" / "below")
+    assert outcome.code == 1
+    assert "Not a directory" in one_line(outcome)
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
