@@ -48,7 +48,7 @@ void weight_gradient(const Kernels& kern, const Form& form, const Chunks& chunks
       form.pack_rows(scratch.packed, pitch, rows.from(chunk.first), chunk.count, task.column, width);
       const char* at = left + (chunk.columns_before * features + task.row * chunk.pitch) * item_size(form.left);
       const Operand operand{at, form.left, chunk.pitch, 1};
-      form.product(sum, sum_pitch, operand, height, chunk.count, scratch.packed, pitch, pitch,
+      form.product_over_rows(sum, sum_pitch, operand, height, chunk.count, scratch.packed, pitch, pitch,
                    (add && in_place) || c > chunks.begin[task.expert], scratch.inner);
     }
     if (in_place) return;

@@ -282,7 +282,7 @@ inline void pack_columns_int8(float* b, int64_t ldb, const Rows& rows, int64_t c
 
 template <int PLANES>
 constexpr Form int8_form() {
-  return {DType::f32, 4, 0, 1, PLANES, TILE_ROWS, FEW_INT8_COLUMNS, 4, 0, product_int8<PLANES>, pack_columns_int8<PLANES, FEW_INT8_COLUMNS>, nullptr, nullptr};
+  return {DType::f32, 4, 0, 1, PLANES, TILE_ROWS, FEW_INT8_COLUMNS, 4, 0, product_int8<PLANES>, nullptr, pack_columns_int8<PLANES, FEW_INT8_COLUMNS>, nullptr, nullptr};
 }
 constexpr Form INT8 = int8_form<2>();
 constexpr Form INT8_INT8 = int8_form<1>();

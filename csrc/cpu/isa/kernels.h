@@ -87,6 +87,9 @@ struct Form {
   // of tile_rows. Where `depth` is no multiple of `unit`, the rest of the last word is zero.
   void (*product)(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, int64_t ldb,
                   int64_t columns, bool accumulate, float* scratch);
+  // The same for many columns and a few k, where k are rows of x: no other product has to agree with it to the bit.
+  void (*product_over_rows)(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
+                            int64_t ldb, int64_t columns, bool accumulate, float* scratch);
   // b(j, i) = rows(i, first_column + j): a row of `rows` becomes a column. Columns from `count` to ldb are zero where
   // there are more than a few.
   void (*pack_columns)(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column, int64_t columns);

@@ -235,6 +235,7 @@ constexpr Form NF4 = {DType::bf16,
                       4,
                       PANEL_SCRATCH<Nf4Words>,
                       product_nf4,
+                      nullptr,
                       pack_columns_nf4<FEW_NF4_COLUMNS>,
                       nullptr,
                       pack_block_nf4<FEW_NF4_COLUMNS>};

@@ -202,6 +202,16 @@ inline void product_pairs(float* c, int64_t ldc, const Operand& a, int64_t rows,
     panel_by_columns<PairWords>(c, ldc, a, rows, depth, b, ldb, columns, accumulate, scratch);
 }
 
+// Few words make short slots, and there is no other shape to agree with: one sum.
+struct PairsOverRows : PairWords {
+  static constexpr int64_t SLOTS = 1;
+};
+
+inline void product_pairs_over_rows(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth,
+                                    const float* b, int64_t ldb, int64_t columns, bool accumulate, float* scratch) {
+  panel_by_rows<PairsOverRows>(c, ldc, a, rows, depth, b, ldb, columns, accumulate, scratch);
+}
+
 constexpr Form PAIRS = {DType::bf16,
                         PairWords::UNIT,
                         PairWords::DEPTH,
@@ -212,6 +222,7 @@ constexpr Form PAIRS = {DType::bf16,
                         6,
                         PANEL_SCRATCH<PairWords>,
                         product_pairs,
+                        product_pairs_over_rows,
                         pack_columns_pairs<FEW_PAIR_COLUMNS>,
                         pack_rows_pairs,
                         pack_block_pairs<FEW_PAIR_COLUMNS>};

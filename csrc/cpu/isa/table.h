@@ -20,6 +20,7 @@ constexpr Form FLOATS = {DType::f32,
                          0,
                          PANEL_SCRATCH<FloatWords>,
                          product_floats,
+                         product_floats,
                          pack_columns_floats,
                          pack_rows_floats,
                          pack_block_floats<FEW_COLUMNS>};
