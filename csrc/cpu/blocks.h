@@ -45,6 +45,19 @@ inline double product_time(double weights, double products) { return weights / 7
 // All (chunk, block) pairs with the chunks of one weight block side by side. `quantum` divides every block but the last.
 std::vector<Task> cut_into_tasks(const Chunks& chunks, int64_t rows, int64_t largest, int64_t quantum, int threads);
 
+// work(task, next) for all tasks. Neighbours go to one thread in order, as far as that leaves enough for all to do:
+// `next`, where it is not null, is what this thread does after `task`.
+template <typename Work>
+void for_each_task(const std::vector<Task>& tasks, int threads, Work&& work) {
+  constexpr int64_t SHARES = 8, LONGEST = 16;
+  const int64_t count = static_cast<int64_t>(tasks.size());
+  const int64_t run = std::clamp<int64_t>(count / (SHARES * threads), 1, LONGEST);
+  parallel_for((count + run - 1) / run, threads, [&](int64_t index) {
+    const int64_t end = std::min(count, (index + 1) * run);
+    for (int64_t i = index * run; i < end; ++i) work(tasks[i], i + 1 < end ? &tasks[i + 1] : nullptr);
+  });
+}
+
 // Scratch of one task: packed activations, results of `pieces` blocks, and what the inner kernel and the weight need.
 struct TaskScratch {
   static constexpr int PIECES = 4;

@@ -13,8 +13,7 @@ void up_projection(const Kernels& kern, const Form& form, const ExpertShape& sha
   const int pieces = shape.gated && !experts.interleaved ? 2 : 1;
   const int64_t fold = experts.interleaved ? 2 : 1, largest = BLOCK_ROWS / (shape.gated ? 2 : 1);
   const std::vector<Task> tasks = cut_into_tasks(chunks, shape.inner, largest, std::max(kern.lanes, form.quantum), threads);
-  parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
-    const Task task = tasks[index];
+  for_each_task(tasks, threads, [&](const Task& task, const Task* next) {
     const Chunk& chunk = chunks.list[task.chunk];
     const int64_t pitch = chunk.pitch, height = fold * task.count;
     const int64_t factors = shape.gate_up.forward_floats(height);
@@ -23,6 +22,9 @@ void up_projection(const Kernels& kern, const Form& form, const ExpertShape& sha
     Operand left[2];
     for (int p = 0; p < pieces; ++p)
       left[p] = shape.gate_up.forward(kern, chunk.expert, first[p], height, scratch.weight + p * factors);
+    if (next && next->first != task.first)
+      left[pieces - 1].next = shape.gate_up.address(chunks.list[next->chunk].expert, fold * next->first);
+    if (pieces == 2) left[0].next = left[1].base;
     block_product(form, scratch, left, pieces, height, shape.hidden, chunk, x);
     for (int p = 0; p < pieces; ++p) {
       float* block = scratch.result[p];
@@ -53,12 +55,13 @@ void up_projection(const Kernels& kern, const Form& form, const ExpertShape& sha
 void down_projection(const Kernels& kern, const Form& form, const ExpertShape& shape, const ExpertWeights& experts,
                      const Chunks& chunks, const float* act, float* y, int64_t first, int64_t count, int threads) {
   const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, kern.lanes, threads);
-  parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
-    const Task task = tasks[index];
+  for_each_task(tasks, threads, [&](const Task& task, const Task* next) {
     const Chunk& chunk = chunks.list[task.chunk];
     TaskScratch scratch(kern, form, BLOCK_ROWS, 1, shape.down.forward_floats(task.count));
     const int64_t row = first + task.first;
-    const Operand left = shape.down.forward(kern, chunk.expert, row, task.count, scratch.weight);
+    Operand left = shape.down.forward(kern, chunk.expert, row, task.count, scratch.weight);
+    if (next && next->first != task.first)
+      left.next = shape.down.address(chunks.list[next->chunk].expert, first + next->first);
     block_product(form, scratch, &left, 1, task.count, shape.inner, chunk, Right::of(act));
     if (experts.down_bias)
       add_row_bias(kern, scratch.result[0], chunk.pitch, task.count, *experts.down_bias, chunk.expert, row);

@@ -35,6 +35,13 @@ struct Weight {
   int64_t rows() const { return view->shape[transposed ? 2 : 1]; }  // O
   int64_t columns() const { return quantized ? quantized->columns : view->shape[transposed ? 1 : 2]; }  // H
 
+  // Where row `row` of (O, H) begins, for a weight that lies so.
+  const char* address(int64_t expert, int64_t row) const {
+    if (transposed) return nullptr;
+    return quantized ? quantized->data.data + bytes_of(quantized->dtype, (expert * rows() + row) * quantized->columns)
+                     : view->row(expert) + row * view->strides[1] * item_size(view->dtype);
+  }
+
   // Rows [first, first + count) of the left operand (O, H) of y = W x; `scratch` holds forward_floats(count).
   Operand forward(const Kernels& kernels, int64_t expert, int64_t first, int64_t count, float* scratch) const;
   int64_t forward_floats(int64_t count) const { return nested() ? count * (columns() / NF4_BLOCK) : 0; }

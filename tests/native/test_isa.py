@@ -25,7 +25,8 @@ def _run(arguments: list[str], isa: str) -> subprocess.CompletedProcess[str]:
 # The best one is what the tests of this process run on.
 @pytest.mark.parametrize("isa", USABLE[1:])
 def test_kernels_on(isa):
-    tests = [str(HERE / "test_kernels.py"), str(HERE.parent / "ops" / "test_batch_invariance.py")]
+    ops = ("test_batch_invariance.py", "test_quantized_batch_invariance.py")
+    tests = [str(HERE / "test_kernels.py"), *(str(HERE.parent / "ops" / name) for name in ops)]
     done = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests], isa)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout, done.stdout

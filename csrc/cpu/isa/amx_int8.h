@@ -49,9 +49,8 @@ inline void product_amx_int8(float* c, int64_t ldc, const Operand& a, int64_t ro
   alignas(64) char tail[2 * TILE_SIDE * TILE_ROW_BYTES];
   std::vector<char> copies;
   for (int64_t m = 0; m < rows; m += height) {
-    const int64_t count = std::min(rows - m, height), next = std::min(rows - m - height, height);
-    Ahead ahead;
-    if (next > 0) ahead = QuantizedFloats<DType::i8>::ahead(a, m + height, next, depth);
+    const int64_t count = std::min(rows - m, height);
+    Ahead ahead = ahead_of<QuantizedFloats<DType::i8>>(a, m + height, rows, height, depth);
     int32_t weights[2 * TILE_SIDE] = {};
     for (int64_t r = 0; r < count; ++r) {
       const char* row = a.base + (m + r) * a.row_stride;

@@ -144,9 +144,8 @@ inline void product_amx(float* c, int64_t ldc, const Operand& a, int64_t rows, i
   const Tiles tiles;
   const int64_t padded = (columns + TILE_SIDE - 1) / TILE_SIDE * TILE_SIDE, height = 2 * TILE_SIDE;
   for (int64_t m = 0; m < rows; m += height) {
-    const int64_t count = std::min(rows - m, height), next = std::min(rows - m - height, height);
-    Ahead ahead;
-    if (next > 0) ahead = Kind::ahead(a, m + height, next, depth);
+    const int64_t count = std::min(rows - m, height);
+    Ahead ahead = ahead_of<Kind>(a, m + height, rows, height, depth);
     for (int64_t k = 0; k < depth; k += 2 * AMX_DEPTH) {
       const int64_t part = std::min(depth - k, 2 * AMX_DEPTH), words = (part + 31) / 32 * 16;
       TileRows left[2];

@@ -59,9 +59,7 @@ inline void few_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int6
   const float* factor = b + PLANES * plane * COLUMNS;
   const VecI ones = splat_int(0x01010101);
   for (int64_t m = 0; m < rows; m += ROWS) {
-    const int64_t next = rows - m - ROWS;
-    Ahead ahead;
-    if (next > 0) ahead = QuantizedFloats<DType::i8>::ahead(a, m + ROWS, next < ROWS ? next : ROWS, depth);
+    Ahead ahead = ahead_of<QuantizedFloats<DType::i8>>(a, m + ROWS, rows, ROWS, depth);
     const char* row[ROWS];
     for (int r = 0; r < ROWS; ++r) row[r] = a.base + (m + r < rows ? m + r : rows - 1) * a.row_stride;
     VecI weights[ROWS] = {}, sum[PLANES][ROWS][COLUMNS] = {};
@@ -192,9 +190,8 @@ inline void many_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int
   const VecI ones = splat_int(0x01010101);
   std::vector<char> copies;
   for (int64_t m = 0; m < rows; m += TILE_ROWS) {
-    const int64_t valid = std::min<int64_t>(rows - m, TILE_ROWS), next = rows - m - TILE_ROWS;
-    Ahead ahead;
-    if (next > 0) ahead = QuantizedFloats<DType::i8>::ahead(a, m + TILE_ROWS, std::min<int64_t>(next, TILE_ROWS), depth);
+    const int64_t valid = std::min<int64_t>(rows - m, TILE_ROWS);
+    Ahead ahead = ahead_of<QuantizedFloats<DType::i8>>(a, m + TILE_ROWS, rows, TILE_ROWS, depth);
     Int8Rows tile{a.base + m * a.row_stride, a.row_stride, words};
     // The last rows, and rows whose length is no multiple of 4, get copies that are whole.
     if (valid < TILE_ROWS || depth % 4 != 0) {

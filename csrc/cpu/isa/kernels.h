@@ -23,6 +23,7 @@ struct Operand {
   int64_t col_stride = 1;
   const float* scale = nullptr;
   int64_t scale_stride = 0;  // from row to row
+  const char* next = nullptr;  // rows of the same kind that will be read after these: worth fetching
 
   Operand at(int64_t m, int64_t k) const {
     Operand part = *this;

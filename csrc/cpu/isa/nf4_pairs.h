@@ -105,12 +105,11 @@ inline void few_nf4(float* c, int64_t ldc, const Operand& a, int64_t rows, int64
   const int64_t blocks = depth / NF4_BLOCK, bytes = a.row_stride / 2;
   Nf4Factors factors;
   for (int64_t m = 0; m < rows; m += LANES) {
-    const int64_t count = rows - m < LANES ? rows - m : LANES, next = rows - m - LANES;
+    const int64_t count = rows - m < LANES ? rows - m : LANES;
     const char* row[LANES];
     for (int64_t r = 0; r < LANES; ++r) row[r] = a.base + (m + (r < count ? r : count - 1)) * bytes;
     const float* scale = a.scale + m * a.scale_stride;
-    Ahead ahead;
-    if (next > 0) ahead = Nf4Words::ahead(a, m + LANES, next < LANES ? next : LANES, depth);
+    Ahead ahead = ahead_of<Nf4Words>(a, m + LANES, rows, LANES, depth);
     Vec sum[COLUMNS];
     get_columns(sum, c + m * ldc, ldc, count, accumulate);
     for (int64_t block = 0; block < blocks; block += 2) {

@@ -122,11 +122,10 @@ inline void few_pairs_by_rows(float* c, int64_t ldc, const Operand& a, int64_t r
                               bool accumulate) {
   constexpr int64_t STEP = 2 * FEW_WORDS, HEIGHT = 4 * GROUPS;
   for (int64_t m = 0; m < rows; m += HEIGHT) {
-    const int64_t count = rows - m < HEIGHT ? rows - m : HEIGHT, next = rows - m - HEIGHT;
+    const int64_t count = rows - m < HEIGHT ? rows - m : HEIGHT;
     const char* row[HEIGHT];
     for (int64_t r = 0; r < HEIGHT; ++r) row[r] = a.base + (m + (r < count ? r : count - 1)) * a.row_stride * 2;
-    Ahead ahead;
-    if (next > 0) ahead = PairWords::ahead(a, m + HEIGHT, next < HEIGHT ? next : HEIGHT, depth);
+    Ahead ahead = ahead_of<PairWords>(a, m + HEIGHT, rows, HEIGHT, depth);
     for (int64_t begin = 0; begin < depth; begin += 2 * PairWords::RUN) {
       const int64_t end = depth - begin < 2 * PairWords::RUN ? depth : begin + 2 * PairWords::RUN;
       Vec sum[GROUPS][COLUMNS] = {};
@@ -187,7 +186,7 @@ inline void few_pairs(float* c, int64_t ldc, const Operand& a, int64_t rows, int
     }
   }
   if (a.col_stride == 1)
-    few_pairs_by_rows<COLUMNS, (COLUMNS <= 2 ? 4 : COLUMNS <= 8 ? 2 : 1)>(c, ldc, a, rows, depth, b, accumulate);
+    few_pairs_by_rows<COLUMNS, (COLUMNS <= 3 ? 1 : COLUMNS <= 8 ? 2 : 1)>(c, ldc, a, rows, depth, b, accumulate);
   else
     few_pairs_by_columns<COLUMNS>(c, ldc, a, rows, depth, b, accumulate);
 }

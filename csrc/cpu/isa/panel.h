@@ -139,6 +139,16 @@ inline void panel_strip(const Left& left, const float* b, int64_t ldb, int64_t w
   }
 }
 
+// What to fetch while a tile computes: the operand's next rows, or what will be read after its last ones.
+template <class Kind>
+inline Ahead ahead_of(const Operand& a, int64_t row, int64_t rows, int64_t height, int64_t depth) {
+  if (row < rows) return Kind::ahead(a, row, rows - row < height ? rows - row : height, depth);
+  if (!a.next) return {};
+  Operand after = a;
+  after.base = a.next;
+  return Kind::ahead(after, 0, height, depth);
+}
+
 // `scratch` is of PANEL_SCRATCH floats. Rows behind the last one repeat it: what they give lands in c's spare rows.
 template <class Kind>
 inline void panel_by_rows(float* c, int64_t ldc, const typename Kind::Operand& a, int64_t rows, int64_t depth,
@@ -147,7 +157,7 @@ inline void panel_by_rows(float* c, int64_t ldc, const typename Kind::Operand& a
   Ahead ahead;
   for (int64_t m = 0; m < rows; m += TILE_ROWS) {
     const int64_t left_rows = rows - m - TILE_ROWS;
-    ahead = left_rows > 0 ? Kind::ahead(a, m + TILE_ROWS, left_rows < TILE_ROWS ? left_rows : TILE_ROWS, depth) : Ahead();
+    ahead = ahead_of<Kind>(a, m + TILE_ROWS, rows, TILE_ROWS, depth);
     for (int64_t k = 0; k < depth; k += span) {
       const int64_t part = depth - k < span ? depth - k : span;
       Left left = Kind::left(a, m, k);
