@@ -37,12 +37,13 @@ TensorView make_view(uintptr_t address, const py::tuple& shape, const py::tuple&
   return view;
 }
 
-QuantizedView make_quantized(int format, const TensorView& data, const TensorView& scale, const TensorView* nested_scale,
-                             const TensorView* nested_code, float offset, int64_t columns) {
+QuantizedView make_quantized(int format, const TensorView& data, const TensorView& scale,
+                             const TensorView* nested_scale, const TensorView* nested_code, float offset,
+                             int64_t columns) {
   if (format != 1 && format != 2) throw moe::Error("Quantized: unknown format " + std::to_string(format));
   const bool nested = nested_scale && nested_code;
-  return {format == 1 ? moe::DType::nf4 : moe::DType::i8, data, scale, nested, nested ? *nested_scale : TensorView{},
-          nested ? *nested_code : TensorView{}, offset, columns};
+  return {format == 1 ? moe::DType::nf4 : moe::DType::i8, data,   scale,  nested, nested ? *nested_scale : TensorView{},
+          nested ? *nested_code : TensorView{},           offset, columns};
 }
 
 moe::Activation activation_from(int code) {
@@ -179,9 +180,10 @@ void bind_experts(py::module_& m) {
          bool interleaved, bool dynamic, const TensorView& out, const TensorView* pre, const TensorView* offsets,
          const TensorView* row_token, const TensorView* slot_row, int threads) {
         const moe::Weight up_weight(gate_up), down_weight(down);
-        run_experts(x, indices, weights,
-                    {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved, dynamic},
-                    out, pre, offsets, row_token, slot_row, threads);
+        run_experts(
+            x, indices, weights,
+            {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved, dynamic}, out,
+            pre, offsets, row_token, slot_row, threads);
       },
       Unlocked());
   m.def(

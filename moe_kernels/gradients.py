@@ -15,12 +15,13 @@ _depth = 0
 def gradients_in_place() -> Iterator[None]:
     """Let `loss.backward()` inside add the gradients of expert weights to an existing `.grad`, with no tensor between.
 
-    Without it, autograd allocates a gradient of the weights' size, and then adds it to `.grad`: for a layer of 128 experts
-    that is more than a gigabyte a micro-batch. A weight whose `.grad` is None gets its gradient as usual, so the first
-    micro-batch, or `zero_grad(set_to_none=True)`, works as ever. Sums are rounded once.
+    Without it, autograd allocates a gradient of the weights' size and then adds it to `.grad`: for a layer of 128
+    experts that is more than a gigabyte a micro-batch. A weight whose `.grad` is None gets its gradient as usual, so
+    the first micro-batch after `zero_grad(set_to_none=True)` works as ever. Sums are rounded once.
 
-    It is for `backward()` only: `torch.autograd.grad` inside would find no gradient of these weights. A weight with a hook
-    is left to autograd, but hooks on its AccumulateGrad node (DistributedDataParallel) cannot be seen: do not use both.
+    It is for `backward()` only: `torch.autograd.grad` inside would find no gradient of these weights. A weight with a
+    hook is left to autograd, but hooks on its AccumulateGrad node (DistributedDataParallel) cannot be seen: do not use
+    both.
     """
     global _depth
     _depth += 1

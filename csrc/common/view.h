@@ -6,8 +6,8 @@
 
 namespace moe {
 
-// The codes are shared with moe_kernels/native.py, but for nf4, which no tensor has: two values in a byte, the first in the
-// high half.
+// The codes are shared with moe_kernels/native.py, but for nf4, which no tensor has: two values in a byte, the first in
+// the high half.
 enum class DType : int32_t { f32 = 0, bf16 = 1, f16 = 2, i32 = 3, i64 = 4, boolean = 5, u8 = 6, i8 = 7, nf4 = 8 };
 
 inline int64_t item_size(DType dtype) {
@@ -30,7 +30,9 @@ inline int64_t item_size(DType dtype) {
   return 0;
 }
 
-inline int64_t bytes_of(DType dtype, int64_t count) { return dtype == DType::nf4 ? count / 2 : count * item_size(dtype); }
+inline int64_t bytes_of(DType dtype, int64_t count) {
+  return dtype == DType::nf4 ? count / 2 : count * item_size(dtype);
+}
 
 inline bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
 

@@ -47,7 +47,8 @@ void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int
   const int64_t pitch = chunk.pitch, words = form.words(depth);
   const bool few = chunk.count <= form.few_columns;
   if (depth == 0)
-    for (int p = 0; p < pieces; ++p) std::memset(scratch.result[p], 0, static_cast<size_t>(rows * pitch) * sizeof(float));
+    for (int p = 0; p < pieces; ++p)
+      std::memset(scratch.result[p], 0, static_cast<size_t>(rows * pitch) * sizeof(float));
   // Few columns take long stretches of a weight's row at once, which memory likes best.
   const int64_t cuts = form.whole() ? 0 : std::max<int64_t>(PACKED / std::max<int64_t>(pitch, 1) / form.depth, 1);
   const int64_t step = form.whole() ? std::max<int64_t>(depth, 1) : cuts * form.depth * form.unit;
@@ -67,8 +68,8 @@ void pack_rows(const Form& form, const Chunks& chunks, const Rows& rows, int64_t
   const int used = threads_for(threads, static_cast<double>(chunks.columns) * static_cast<double>(depth) / 8.0);
   parallel_for(static_cast<int64_t>(chunks.list.size()), used, [&](int64_t index) {
     const Chunk& chunk = chunks.list[index];
-    form.pack_columns(packed + chunk.columns_before * form.words(depth), chunk.pitch, rows.from(chunk.first), chunk.count,
-                      0, depth);
+    form.pack_columns(packed + chunk.columns_before * form.words(depth), chunk.pitch, rows.from(chunk.first),
+                      chunk.count, 0, depth);
   });
 }
 

@@ -18,7 +18,6 @@ namespace moe {
 // second-level cache together.
 constexpr int64_t BLOCK_ROWS = 128;
 
-
 // The right operand of a chunk's product: rows to be gathered, or a chunk-wise packed tensor [word][pitch].
 struct Right {
   const Rows* rows = nullptr;
@@ -42,7 +41,8 @@ inline int threads_for(int threads, double nanoseconds) {
 // Expected time of reading `weights` elements once and of `products` multiply-adds, on one thread.
 inline double product_time(double weights, double products) { return weights / 7.0 + products / 40.0; }
 
-// All (chunk, block) pairs with the chunks of one weight block side by side. `quantum` divides every block but the last.
+// All (chunk, block) pairs with the chunks of one weight block side by side. `quantum` divides every block but the
+// last.
 std::vector<Task> cut_into_tasks(const Chunks& chunks, int64_t rows, int64_t largest, int64_t quantum, int threads);
 
 // work(task, next) for all tasks. Neighbours go to one thread in order, as far as that leaves enough for all to do:
@@ -71,8 +71,8 @@ struct TaskScratch {
 };
 
 // result[p][m][n] = Σ_k a[p](m, k) · right(k, n) for m < rows and the chunk's columns n; the pitch is the chunk's.
-void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows,
-                   int64_t depth, const Chunk& chunk, const Right& right);
+void block_product(const Form& form, TaskScratch& scratch, const Operand* a, int pieces, int64_t rows, int64_t depth,
+                   const Chunk& chunk, const Right& right);
 
 // Packs rows of `depth` values into a chunk-wise packed tensor.
 void pack_rows(const Form& form, const Chunks& chunks, const Rows& rows, int64_t depth, float* packed, int threads);

@@ -9,8 +9,15 @@ namespace moe {
 
 struct ExpertShape {
   ExpertShape(const char* op, const TensorView& x, const ExpertWeights& experts, int64_t slots)
-      : tokens(x.shape[0]), slots(slots), hidden(x.shape[1]), gate_up(experts.gate_up), down(experts.down),
-        count(down.experts()), inner(down.columns()), wide(gate_up.rows()), gated(wide == 2 * inner && inner > 0) {
+      : tokens(x.shape[0]),
+        slots(slots),
+        hidden(x.shape[1]),
+        gate_up(experts.gate_up),
+        down(experts.down),
+        count(down.experts()),
+        inner(down.columns()),
+        wide(gate_up.rows()),
+        gated(wide == 2 * inner && inner > 0) {
     check_float(op, "x", x, {-1, -1});
     check_weight(op, "gate_up", gate_up, count, gated ? 2 * inner : inner, hidden);
     check_weight(op, "down", down, count, hidden, inner);

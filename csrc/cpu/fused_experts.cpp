@@ -12,7 +12,8 @@ void up_projection(const Kernels& kern, const Form& form, const ExpertShape& sha
   // Interleaved gate and up rows are one block of twice the rows, separate halves are two blocks.
   const int pieces = shape.gated && !experts.interleaved ? 2 : 1;
   const int64_t fold = experts.interleaved ? 2 : 1, largest = BLOCK_ROWS / (shape.gated ? 2 : 1);
-  const std::vector<Task> tasks = cut_into_tasks(chunks, shape.inner, largest, std::max(kern.lanes, form.quantum), threads);
+  const std::vector<Task> tasks =
+      cut_into_tasks(chunks, shape.inner, largest, std::max(kern.lanes, form.quantum), threads);
   for_each_task(tasks, threads, [&](const Task& task, const Task* next) {
     const Chunk& chunk = chunks.list[task.chunk];
     const int64_t pitch = chunk.pitch, height = fold * task.count;
@@ -28,11 +29,10 @@ void up_projection(const Kernels& kern, const Form& form, const ExpertShape& sha
     block_product(form, scratch, left, pieces, height, shape.hidden, chunk, x);
     for (int p = 0; p < pieces; ++p) {
       float* block = scratch.result[p];
-      if (experts.gate_up_bias)
-        add_row_bias(kern, block, pitch, height, *experts.gate_up_bias, chunk.expert, first[p]);
+      if (experts.gate_up_bias) add_row_bias(kern, block, pitch, height, *experts.gate_up_bias, chunk.expert, first[p]);
       if (pre)
-        kern.scatter_transposed(pre->row(chunk.first) + first[p] * item_size(pre->dtype), pre->dtype, shape.wide,
-                                block, pitch, chunk.count, height);
+        kern.scatter_transposed(pre->row(chunk.first) + first[p] * item_size(pre->dtype), pre->dtype, shape.wide, block,
+                                pitch, chunk.count, height);
     }
     float* to = scratch.result[0];
     if (!experts.interleaved) {

@@ -87,15 +87,16 @@ void weights_gradient(const Kernels& kern, const ExpertShape& shape, const Exper
       by_row[n] = sum;
     }
   });
-  for (int64_t slot = 0; slot < N; ++slot)
-    out.as<float>()[slot] = slot_row[slot] < 0 ? 0.0f : by_row[slot_row[slot]];
+  for (int64_t slot = 0; slot < N; ++slot) out.as<float>()[slot] = slot_row[slot] < 0 ? 0.0f : by_row[slot_row[slot]];
 }
 
 void input_gradient(const Kernels& kern, const Form& form, const ExpertShape& shape, const Chunks& chunks,
-                    const float* grad_pre, const TokenRows& token_rows, float* y, int64_t slice, const TensorView& out, int threads) {
+                    const float* grad_pre, const TokenRows& token_rows, float* y, int64_t slice, const TensorView& out,
+                    int threads) {
   for (int64_t first = 0; first < shape.hidden; first += slice) {
     const int64_t count = std::min(slice, shape.hidden - first);
-    const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, shape.gate_up.quantized ? NF4_BLOCK : kern.lanes, threads);
+    const std::vector<Task> tasks =
+        cut_into_tasks(chunks, count, BLOCK_ROWS, shape.gate_up.quantized ? NF4_BLOCK : kern.lanes, threads);
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
       const Task task = tasks[index];
       const Chunk& chunk = chunks.list[task.chunk];
@@ -134,7 +135,8 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   const int32_t* slot_row = saved.slot_row.as<const int32_t>();
 
   // A word may not hold a gate's last value and an up's first.
-  const Form& form = shape.inner % 2 ? *kern.floats : kern.form(shape.down.quantized ? x.dtype : shape.down.dtype(), x.dtype);
+  const DType type = shape.down.quantized ? x.dtype : shape.down.dtype();
+  const Form& form = shape.inner % 2 ? *kern.floats : kern.form(type, x.dtype);
   const Chunks chunks = cut_into_chunks(kern, form, offsets, shape.count);
   const Slices slices(N, shape.hidden, kern.lanes);
   const int64_t partials = (shape.inner + PARTIAL - 1) / PARTIAL * N;
@@ -144,8 +146,8 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   Workspace workspace(Workspace::padded<float>(right_words) + Workspace::padded<char>(left_bytes) +
                       Workspace::padded<char>(act_bytes) + Workspace::padded<float>(partials) +
                       Workspace::padded<float>(slices.floats) + Workspace::padded<float>(N));
-  const Inner inner{workspace.take<float>(right_words), workspace.take<char>(left_bytes), workspace.take<char>(act_bytes),
-              workspace.take<float>(partials)};
+  const Inner inner{workspace.take<float>(right_words), workspace.take<char>(left_bytes),
+                    workspace.take<char>(act_bytes), workspace.take<float>(partials)};
   float* y = workspace.take<float>(slices.floats);
   float* row_weight = workspace.take<float>(N);
   std::fill(row_weight, row_weight + N, 0.0f);
@@ -160,8 +162,8 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   if (gradients.weights)
     weights_gradient(kern, shape, experts, grad_rows, offsets, slot_row, inner.partial, *gradients.weights, threads);
   if (gradients.x)
-    input_gradient(kern, form, shape, chunks, inner.grad_right, {slot_row, shape.slots, nullptr, nullptr}, y, slices.width,
-                   *gradients.x, threads);
+    input_gradient(kern, form, shape, chunks, inner.grad_right, {slot_row, shape.slots, nullptr, nullptr}, y,
+                   slices.width, *gradients.x, threads);
   if (gradients.gate_up)
     weight_gradient(kern, form, chunks, inner.grad_left, shape.wide, x_rows, shape.hidden, *gradients.gate_up,
                     shape.gate_up.transposed, gradients.add, threads);
@@ -171,8 +173,7 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
                     !shape.down.transposed, gradients.add, threads);
   if (gradients.gate_up_bias)
     bias_gradient(kern, form, chunks, inner.grad_left, shape.wide, nullptr, *gradients.gate_up_bias, threads);
-  if (gradients.down_bias)
-    bias_gradient_of_rows(kern, offsets, grad_rows, row_weight, *gradients.down_bias, threads);
+  if (gradients.down_bias) bias_gradient_of_rows(kern, offsets, grad_rows, row_weight, *gradients.down_bias, threads);
 }
 
 }  // namespace moe

@@ -41,7 +41,11 @@ struct SortedRows {
 
 struct Lora {
   Lora(const char* op, const LoraArguments& args)
-      : args(args), groups(args.a.shape[0]), rank(args.a.shape[1]), outputs(args.b.shape[1]), rows(args.x.shape[0]),
+      : args(args),
+        groups(args.a.shape[0]),
+        rank(args.a.shape[1]),
+        outputs(args.b.shape[1]),
+        rows(args.x.shape[0]),
         sorted(groups) {
     check_float(op, "x", args.x, {-1, -1});
     check_strided(op, "A", args.a, {-1, -1, args.x.shape[1]});
@@ -67,7 +71,8 @@ struct Lora {
   // h (N, R) = x · A[g]ᵀ, sorted; the padding of mixed ranks has whatever A's padding gives.
   void shrink(float* h, int threads) const {
     const TensorView offsets = sorted.offsets_view(), row_token = sorted.row_token_view();
-    grouped_mm({args.x, Weight(args.a, false), offsets, &row_token, nullptr, nullptr, nullptr}, nullptr, low(h), threads);
+    grouped_mm({args.x, Weight(args.a, false), offsets, &row_token, nullptr, nullptr, nullptr}, nullptr, low(h),
+               threads);
   }
 
   // to = scaling[g] · from, row by row, zero in the padding: nothing of it is multiplied, NaN would survive that.
@@ -180,8 +185,8 @@ void grouped_lora_backward(const TensorView& grad, const LoraArguments& args, co
   lora.scale(dh, dh);
   if (gradients.x) lora.expand(dh, args.a, true, nullptr, *gradients.x, threads);
   if (gradients.a)
-    grouped_mm_backward(dh_view, {args.x, Weight(args.a, false), offsets, &row_token, nullptr, nullptr, nullptr}, nullptr,
-                        gradients.a, nullptr, nullptr, threads);
+    grouped_mm_backward(dh_view, {args.x, Weight(args.a, false), offsets, &row_token, nullptr, nullptr, nullptr},
+                        nullptr, gradients.a, nullptr, nullptr, threads);
 }
 
 }  // namespace moe

@@ -94,15 +94,15 @@ void grouped_mm(const GroupedArguments& a, const TensorView* base, const TensorV
           kern.store(out.row(token) + row * item_size(out.dtype), out.dtype, lines, task.count);
         }
       } else if (summed)
-        kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
-                                block, pitch, chunk.count, task.count);
+        kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count, block,
+                                pitch, chunk.count, task.count);
       else
         kern.scatter_transposed(out.row(chunk.first) + row * item_size(out.dtype), out.dtype, shape.outputs, block,
                                 pitch, chunk.count, task.count);
     });
     if (summed)
-      sum_rows(out.data, out.dtype, shape.outputs, first, count, rows_out, reinterpret_cast<const char*>(y),
-               DType::f32, count, token_rows, nullptr, nullptr, base, threads);
+      sum_rows(out.data, out.dtype, shape.outputs, first, count, rows_out, reinterpret_cast<const char*>(y), DType::f32,
+               count, token_rows, nullptr, nullptr, base, threads);
   }
 }
 

@@ -30,8 +30,8 @@ void pack_gradient(const Kernels& kern, const Form& form, const GroupedShape& sh
 
 struct InputGradient {
   const TensorView* grad_x;
-  float* row_scale;      // (N) sums of x ∘ (dy W), or null
-  const float* scale;    // row_scale's values, or null
+  float* row_scale;    // (N) sums of x ∘ (dy W), or null
+  const float* scale;  // row_scale's values, or null
   const Rows* x_rows;
   TokenRows token_rows;  // rows of each of x's tokens
 };
@@ -44,14 +44,14 @@ void input_gradient(const Kernels& kern, const Form& form, const GroupedShape& s
   float* y = workspace.take<float>(slices.floats);
   for (int64_t first = 0; first < shape.inputs; first += slices.width) {
     const int64_t count = std::min(slices.width, shape.inputs - first);
-    const std::vector<Task> tasks = cut_into_tasks(chunks, count, BLOCK_ROWS, shape.w.quantized ? NF4_BLOCK : kern.lanes, threads);
+    const std::vector<Task> tasks =
+        cut_into_tasks(chunks, count, BLOCK_ROWS, shape.w.quantized ? NF4_BLOCK : kern.lanes, threads);
     shape.zero_unowned(y, count);
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
       const Task task = tasks[index];
       const Chunk& chunk = chunks.list[task.chunk];
       TaskScratch scratch(kern, form, BLOCK_ROWS, 1, shape.w.backward_floats(task.count));
-      const Operand left =
-          shape.w.backward(kern, form, chunk.expert, first + task.first, task.count, scratch.weight);
+      const Operand left = shape.w.backward(kern, form, chunk.expert, first + task.first, task.count, scratch.weight);
       block_product(form, scratch, &left, 1, task.count, shape.outputs, chunk, Right::of(dy));
       kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
                               scratch.result[0], chunk.pitch, chunk.count, task.count);
@@ -134,7 +134,8 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   if (grad_w) {
     Rows scaled = x_rows;
     scaled.scale = scale;
-    weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.w.transposed, false, threads);
+    weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.w.transposed, false,
+                    threads);
   }
   if (grad_bias) bias_gradient(kern, form, chunks, dy.left, shape.outputs, scale, *grad_bias, threads);
 }

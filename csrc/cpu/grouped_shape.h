@@ -11,8 +11,12 @@ namespace moe {
 
 struct GroupedShape {
   GroupedShape(const char* op, const GroupedArguments& a)
-      : w(a.w), experts(a.w.experts()), inputs(a.x.shape[1]), outputs(w.rows()),
-        rows(a.row_token ? a.row_token->shape[0] : a.x.shape[0]), tokens(a.x.shape[0]) {
+      : w(a.w),
+        experts(a.w.experts()),
+        inputs(a.x.shape[1]),
+        outputs(w.rows()),
+        rows(a.row_token ? a.row_token->shape[0] : a.x.shape[0]),
+        tokens(a.x.shape[0]) {
     check_float(op, "x", a.x, {-1, -1});
     check_weight(op, "w", w, experts, outputs, inputs);
     check_type(op, "offsets", a.offsets, DType::i32, {experts + 1});

@@ -29,6 +29,7 @@ void permute(const TensorView& x, const TensorView& offsets, const TensorView& r
   check_row_token(op, row_token, valid, x.shape[0]);
   const int32_t* token = row_token.as<const int32_t>();
   const int64_t group = std::max<int64_t>(1, 65536 / std::max<int64_t>(bytes, 1));
+  prefer_huge_pages(out.data, static_cast<size_t>(N * bytes));
   parallel_for((valid + group - 1) / group, threads_for(threads, static_cast<double>(valid) * bytes / 8.0),
                [&](int64_t task) {
                  for (int64_t n = task * group; n < std::min(valid, (task + 1) * group); ++n)
@@ -69,6 +70,7 @@ void unpermute_backward(const TensorView& grad, const TensorView& rows, const Te
   for (int64_t slot = 0; slot < T * K; ++slot)
     if (row_of_slot[slot] >= 0) slot_of_row[row_of_slot[slot]] = static_cast<int32_t>(slot);
   const int used = threads_for(threads, static_cast<double>(N * columns) / 2.0);
+  prefer_huge_pages(grad_rows.data, static_cast<size_t>(grad_rows.numel() * item_size(grad_rows.dtype)));
   parallel_for((N + 15) / 16, used, [&](int64_t group) {
     float* row = static_cast<float*>(thread_scratch(static_cast<size_t>(columns) * sizeof(float)));
     for (int64_t n = group * 16; n < std::min(N, (group + 1) * 16); ++n) {

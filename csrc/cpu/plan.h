@@ -31,9 +31,9 @@ constexpr int64_t CHUNK_ROWS = 192;
 // chunk's rows along the columns.
 struct Chunk {
   int32_t expert;
-  int32_t first;        // row
-  int32_t count;        // rows
-  int32_t pitch;        // columns, count rounded up to whole vectors
+  int32_t first;           // row
+  int32_t count;           // rows
+  int32_t pitch;           // columns, count rounded up to whole vectors
   int64_t columns_before;  // sum of the pitches of the chunks before
 };
 

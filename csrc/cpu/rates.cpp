@@ -73,8 +73,8 @@ alignas(64) constexpr float FACTORS[2] = {1.0f, 1e-3f};
 
 #define STEP_ZMM(instruction, n) instruction " %%zmm30, %%zmm31, %%zmm" #n "\n\t"
 #define CLEAR_ZMM(_, n) "vpxord %%zmm" #n ", %%zmm" #n ", %%zmm" #n "\n\t"
-#define ZMM_LOOP(name, features, instruction)                                                            \
-  __attribute__((target(features))) void name(int64_t steps) {                                           \
+#define ZMM_LOOP(name, features, instruction)                                                              \
+  __attribute__((target(features))) void name(int64_t steps) {                                             \
     asm volatile("vbroadcastss %1, %%zmm30\n\t"                                                          \
                  "vbroadcastss %2, %%zmm31\n\t" SIXTEEN(CLEAR_ZMM, ) ".p2align 5\n"                      \
                  "1:\n\t" SIXTEEN(STEP_ZMM, instruction) "decq %0\n\t"                                   \
@@ -83,7 +83,7 @@ alignas(64) constexpr float FACTORS[2] = {1.0f, 1e-3f};
                  : "+r"(steps)                                                                           \
                  : "m"(FACTORS[0]), "m"(FACTORS[1])                                                      \
                  : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
-                   "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm30", "xmm31");              \
+                   "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm30", "xmm31"); \
   }
 
 ZMM_LOOP(avx512_loop, "avx512f", "vfmadd231ps")
@@ -95,8 +95,7 @@ ZMM_LOOP(avx512_vnni_loop, "avx512f,avx512vnni", "vpdpbusd")
 
 #define STEP_YMM(n) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #n "\n\t"
 #define CLEAR_YMM(n) "vxorps %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n\t"
-#define TWELVE(line) \
-  line(0) line(1) line(2) line(3) line(4) line(5) line(6) line(7) line(8) line(9) line(10) line(11)
+#define TWELVE(line) line(0) line(1) line(2) line(3) line(4) line(5) line(6) line(7) line(8) line(9) line(10) line(11)
 
 __attribute__((target("avx2,fma"))) void avx2_loop(int64_t steps) {
   asm volatile("vbroadcastss %1, %%ymm14\n\t"
@@ -127,16 +126,16 @@ struct alignas(64) TileShapes {
 #define CLEAR_TILE(_, n) "tilezero %%tmm" #n "\n\t"
 #define SIX(line, argument) \
   line(argument, 0) line(argument, 1) line(argument, 2) line(argument, 3) line(argument, 4) line(argument, 5)
-#define TILE_LOOP(name, features, instruction)                                                              \
-  __attribute__((target(features))) void name(int64_t steps) {                                              \
-    static const TileShapes shapes;                                                                         \
+#define TILE_LOOP(name, features, instruction)                                                                 \
+  __attribute__((target(features))) void name(int64_t steps) {                                                 \
+    static const TileShapes shapes;                                                                            \
     asm volatile("ldtilecfg %1\n\t" SIX(CLEAR_TILE, ) CLEAR_TILE(, 6) CLEAR_TILE(, 7) ".p2align 5\n"         \
                  "1:\n\t" SIX(STEP_TILE, instruction) "decq %0\n\t"                                         \
                  "jnz 1b\n\t"                                                                               \
                  "tilerelease\n\t"                                                                          \
                  : "+r"(steps)                                                                              \
                  : "m"(shapes)                                                                              \
-                 : "cc", "memory");                                                                         \
+                 : "cc", "memory"); \
   }
 
 TILE_LOOP(amx_bf16_loop, "amx-tile,amx-bf16", "tdpbf16ps")

@@ -8,8 +8,12 @@ namespace moe {
 
 Operand Weight::forward(const Kernels& kernels, int64_t expert, int64_t first, int64_t count, float* scratch) const {
   if (!quantized) {
-    const Operand whole{view->row(expert), view->dtype, view->strides[transposed ? 2 : 1],
-                        view->strides[transposed ? 1 : 2], nullptr, 0};
+    const Operand whole{view->row(expert),
+                        view->dtype,
+                        view->strides[transposed ? 2 : 1],
+                        view->strides[transposed ? 1 : 2],
+                        nullptr,
+                        0};
     return whole.at(first, 0);
   }
   const QuantizedView& q = *quantized;
@@ -28,8 +32,12 @@ Operand Weight::forward(const Kernels& kernels, int64_t expert, int64_t first, i
 Operand Weight::backward(const Kernels& kernels, const Form& form, int64_t expert, int64_t first, int64_t count,
                          float* scratch) const {
   if (!quantized) {
-    const Operand whole{view->row(expert), view->dtype, view->strides[transposed ? 1 : 2],
-                        view->strides[transposed ? 2 : 1], nullptr, 0};
+    const Operand whole{view->row(expert),
+                        view->dtype,
+                        view->strides[transposed ? 1 : 2],
+                        view->strides[transposed ? 2 : 1],
+                        nullptr,
+                        0};
     return whole.at(first, 0);
   }
   float* factors = scratch + rows() * count;

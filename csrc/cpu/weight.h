@@ -8,8 +8,9 @@
 
 namespace moe {
 
-// A stack (E, O, H) in NF4 or int8. `data` is uint8 (E, O, H/2), or int8 (E, O, H); `scale` float32 (E·O·H/64), or (E, O).
-// NF4's factors may be bytes, as bitsandbytes' double quantization has them: nested_code[scale] · nested_scale + offset.
+// A stack (E, O, H) in NF4 or int8. `data` is uint8 (E, O, H/2), or int8 (E, O, H); `scale` float32 (E·O·H/64), or (E,
+// O). NF4's factors may be bytes, as bitsandbytes' double quantization has them: nested_code[scale] · nested_scale +
+// offset.
 struct QuantizedView {
   DType dtype;  // nf4 or i8
   TensorView data;
@@ -32,7 +33,7 @@ struct Weight {
 
   DType dtype() const { return quantized ? quantized->dtype : view->dtype; }
   int64_t experts() const { return view->shape[0]; }
-  int64_t rows() const { return view->shape[transposed ? 2 : 1]; }  // O
+  int64_t rows() const { return view->shape[transposed ? 2 : 1]; }                                      // O
   int64_t columns() const { return quantized ? quantized->columns : view->shape[transposed ? 1 : 2]; }  // H
 
   // Where row `row` of (O, H) begins, for a weight that lies so.
@@ -46,13 +47,11 @@ struct Weight {
   Operand forward(const Kernels& kernels, int64_t expert, int64_t first, int64_t count, float* scratch) const;
   int64_t forward_floats(int64_t count) const { return nested() ? count * (columns() / NF4_BLOCK) : 0; }
 
-  // Rows [first, first + count) of the left operand (H, O) of dx = Wᵀ dy; `scratch` holds backward_floats(count). For NF4
-  // both are multiples of its block.
+  // Rows [first, first + count) of the left operand (H, O) of dx = Wᵀ dy; `scratch` holds backward_floats(count). For
+  // NF4 both are multiples of its block.
   Operand backward(const Kernels& kernels, const Form& form, int64_t expert, int64_t first, int64_t count,
                    float* scratch) const;
-  int64_t backward_floats(int64_t count) const {
-    return quantized ? rows() * count + count + forward_floats(1) : 0;
-  }
+  int64_t backward_floats(int64_t count) const { return quantized ? rows() * count + count + forward_floats(1) : 0; }
 
  private:
   bool nested() const { return quantized && quantized->nested; }

@@ -6,6 +6,11 @@ namespace {
 // Columns of one task: with BLOCK_ROWS of them times this, results and gathered rows share the second-level cache.
 constexpr int64_t BLOCK_COLUMNS = 192;
 
+// Pitch of `count` columns in the layout for many, however few they are.
+int64_t wide_pitch(const Kernels& kern, const Form& form, int64_t count) {
+  return (std::max(count, form.few_columns + 1) + kern.lanes - 1) / kern.lanes * kern.lanes;
+}
+
 struct GradientTask {
   int32_t expert;
   int32_t row;
@@ -15,8 +20,7 @@ struct GradientTask {
 }  // namespace
 
 void weight_gradient(const Kernels& kern, const Form& form, const Chunks& chunks, const char* left, int64_t features,
-                     const Rows& rows, int64_t columns, const TensorView& out, bool across, bool add,
-                     int threads) {
+                     const Rows& rows, int64_t columns, const TensorView& out, bool across, bool add, int threads) {
   const int64_t experts = static_cast<int64_t>(chunks.begin.size()) - 1, item = item_size(out.dtype);
   if (!add) prefer_huge_pages(out.data, static_cast<size_t>(out.numel() * item));
   std::vector<GradientTask> tasks;
@@ -37,7 +41,7 @@ void weight_gradient(const Kernels& kern, const Form& form, const Chunks& chunks
       return;
     }
     const int64_t height = std::min(BLOCK_ROWS, features - task.row);
-    const int64_t width = std::min(BLOCK_COLUMNS, columns - task.column), pitch = (std::max(width, form.few_columns + 1) + kern.lanes - 1) / kern.lanes * kern.lanes;
+    const int64_t width = std::min(BLOCK_COLUMNS, columns - task.column), pitch = wide_pitch(kern, form, width);
     TaskScratch scratch(kern, form, BLOCK_ROWS, 1);
     // Whole tiles of float32 are summed in place.
     const bool in_place = !across && out.dtype == DType::f32 && width == pitch && height % form.tile_rows == 0;
@@ -49,7 +53,7 @@ void weight_gradient(const Kernels& kern, const Form& form, const Chunks& chunks
       const char* at = left + (chunk.columns_before * features + task.row * chunk.pitch) * item_size(form.left);
       const Operand operand{at, form.left, chunk.pitch, 1};
       form.product_over_rows(sum, sum_pitch, operand, height, chunk.count, scratch.packed, pitch, pitch,
-                   (add && in_place) || c > chunks.begin[task.expert], scratch.inner);
+                             (add && in_place) || c > chunks.begin[task.expert], scratch.inner);
     }
     if (in_place) return;
     if (across && !add) {

@@ -34,7 +34,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not shutil.which("cmake") or not shutil.which("ninja") or not importlib.util.find_spec("pybind11"):
         pytest.skip("building needs cmake, ninja and pybind11")
     build = tmp_path_factory.mktemp("build")
-    folder = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True)
+    ask = [sys.executable, "-m", "pybind11", "--cmakedir"]
+    folder = subprocess.run(ask, capture_output=True, text=True, check=True)
     configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DMOE_EMULATE_AMX=ON"]
     configure += [f"-Dpybind11_DIR={folder.stdout.strip()}", f"-DPython_EXECUTABLE={sys.executable}"]
     for command in (configure, ["cmake", "--build", str(build)]):

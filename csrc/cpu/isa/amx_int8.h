@@ -98,8 +98,13 @@ inline void product_amx_int8(float* c, int64_t ldc, const Operand& a, int64_t ro
 
 template <int PLANES>
 constexpr Form amx_int8_form() {
-  return {DType::f32, 4, 0, 1, PLANES, TILE_SIDE, 0, 0, 0, product_amx_int8<PLANES>, nullptr, pack_columns_int8<PLANES, 0>,
-          nullptr, nullptr};
+  return {DType::f32, 4,
+          0,          1,
+          PLANES,     TILE_SIDE,
+          0,          0,
+          0,          product_amx_int8<PLANES>,
+          nullptr,    pack_columns_int8<PLANES, 0>,
+          nullptr,    nullptr};
 }
 constexpr Form AMX_INT8 = amx_int8_form<2>();
 constexpr Form AMX_INT8_INT8 = amx_int8_form<1>();

@@ -1,5 +1,5 @@
-// bfloat16 weights on AMX: the weight is the A operand, in its own rows where they lie whole in memory; the packed words
-// are B. One order at every size: a tile's 32 k are one product, products are added in order of k.
+// bfloat16 weights on AMX: the weight is the A operand, in its own rows where they lie whole in memory; the packed
+// words are B. One order at every size: a tile's 32 k are one product, products are added in order of k.
 #pragma once
 
 #include <algorithm>
@@ -19,13 +19,13 @@ struct TileRows {
   const char* at(int64_t word) const { return base + word * 4; }
 };
 
-// Words of a row that are worked on at a time: 32 rows of them stay in the first-level cache for all columns. A copy has a
-// line more, which keeps its rows out of one cache set.
+// Words of a row that are worked on at a time: 32 rows of them stay in the first-level cache for all columns. A copy
+// has a line more, which keeps its rows out of one cache set.
 constexpr int64_t AMX_DEPTH = 256;
 constexpr int64_t AMX_PITCH = AMX_DEPTH + 16;
 
-// Up to so many columns rows are read where they lie. For more, a copy pays: rows whose distance is a power of two evict
-// each other before the next columns read them again.
+// Up to so many columns rows are read where they lie. For more, a copy pays: rows whose distance is a power of two
+// evict each other before the next columns read them again.
 constexpr int64_t DIRECT_COLUMNS = 64;
 
 // Kinds of left operands: `whole` rows that a tile may read where they are, or a copy of them.
@@ -67,7 +67,8 @@ struct AmxDense {
   }
 };
 
-// NF4 by its values, each rounded to bfloat16 as bitsandbytes does: the levels times a block's factor are a table of 16.
+// NF4 by its values, each rounded to bfloat16 as bitsandbytes does: the levels times a block's factor are a table
+// of 16.
 struct AmxNf4 {
   static bool direct(const Operand&, int64_t) { return false; }
   static const char* row(const Operand& a, int64_t, int64_t) { return a.base; }

@@ -109,8 +109,8 @@ inline void product_few_by_rows(float* c, int64_t ldc, const Operand& a, int64_t
 
 // Rows of m side by side in memory: a few vectors of each, so that every touch of a row is worth its while.
 template <DType TYPE, int COLUMNS, int VECTORS>
-inline void product_few_by_columns(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth,
-                                   const float* b, bool accumulate) {
+inline void product_few_by_columns(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
+                                   bool accumulate) {
   constexpr int64_t item = TYPE == DType::f32 ? 4 : 2;
   constexpr int64_t WIDTH = VECTORS * LANES;
   int64_t m = 0;
@@ -156,7 +156,10 @@ inline void product_few(float* c, int64_t ldc, const Operand& a, int64_t rows, i
   if (a.col_stride == 1)
     product_few_by_rows<TYPE, COLUMNS>(c, ldc, a, rows, depth, b, accumulate);
   else
-    product_few_by_columns<TYPE, COLUMNS, (COLUMNS <= 2 ? 4 : COLUMNS <= 4 ? 2 : 1)>(c, ldc, a, rows, depth, b, accumulate);
+    product_few_by_columns<TYPE, COLUMNS,
+                           (COLUMNS <= 2   ? 4
+                            : COLUMNS <= 4 ? 2
+                                           : 1)>(c, ldc, a, rows, depth, b, accumulate);
 }
 
 inline void product_floats(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,

@@ -1,8 +1,8 @@
 // int8 weights times fixed-point activations, for AVX512-VNNI. All sums are exact integers, so their order is free.
 //
-// A column of the right operand is rounded to integers v with one factor: 8 bits (one plane), or 16 bits in a high and a
-// low plane, which is closer to a bfloat16 column than bfloat16 itself. The instruction wants its activations without a
-// sign, so the planes hold v + 2^7 or v + 2^15, and a row's sum of weights pays for the difference:
+// A column of the right operand is rounded to integers v with one factor: 8 bits (one plane), or 16 bits in a high and
+// a low plane, which is closer to a bfloat16 column than bfloat16 itself. The instruction wants its activations without
+// a sign, so the planes hold v + 2^7 or v + 2^15, and a row's sum of weights pays for the difference:
 //
 //   one plane   Σ w v = Σ w u − 128 Σ w                      u = v + 128
 //   two planes  Σ w v = 256 (Σ w high − 128 Σ w) + Σ w low   256 high + low = v + 32768
@@ -19,11 +19,13 @@ namespace moe {
 namespace {
 
 constexpr int64_t FEW_INT8_COLUMNS = 8;
+// A row is short, and few are worked on at a time: the next ones would not be there in time.
+constexpr int64_t FEW_INT8_ROWS_AHEAD = 8;
 
 // Vectors of int32 or of int8 quadruples. (The compiler keeps arrays of __m512i, which may alias anything, in memory.)
 MOE_INLINE VecI dot_quad(VecI activations, VecI weights, VecI sum) {
-  return reinterpret_cast<VecI>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(activations),
-                                                    reinterpret_cast<__m512i>(weights)));
+  return reinterpret_cast<VecI>(_mm512_dpbusd_epi32(
+      reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(activations), reinterpret_cast<__m512i>(weights)));
 }
 MOE_INLINE VecI load_quads(const void* p) { return reinterpret_cast<VecI>(_mm512_loadu_si512(p)); }
 MOE_INLINE VecI load_first_quads(const void* p, int64_t bytes) {
@@ -59,7 +61,7 @@ inline void few_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int6
   const float* factor = b + PLANES * plane * COLUMNS;
   const VecI ones = splat_int(0x01010101);
   for (int64_t m = 0; m < rows; m += ROWS) {
-    Ahead ahead = ahead_of<QuantizedFloats<DType::i8>>(a, m + ROWS, rows, ROWS, depth);
+    Ahead ahead = ahead_of<QuantizedFloats<DType::i8>>(a, m + FEW_INT8_ROWS_AHEAD, rows, ROWS, depth);
     const char* row[ROWS];
     for (int r = 0; r < ROWS; ++r) row[r] = a.base + (m + r < rows ? m + r : rows - 1) * a.row_stride;
     VecI weights[ROWS] = {}, sum[PLANES][ROWS][COLUMNS] = {};
@@ -90,7 +92,8 @@ inline void few_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int6
         alignas(16) int32_t total[2][4];
         const VecI low0 = PLANES == 2 ? sum[PLANES - 1][r][n] : VecI{};
         const VecI low1 = PLANES == 2 ? sum[PLANES - 1][r][other] : VecI{};
-        _mm_store_si128(reinterpret_cast<__m128i*>(total[0]), sum_four(sum[0][r][n], low0, weights[r], sum[0][r][other]));
+        _mm_store_si128(reinterpret_cast<__m128i*>(total[0]),
+                        sum_four(sum[0][r][n], low0, weights[r], sum[0][r][other]));
         float* at = c + (m + r) * ldc + n;
         at[0] = int8_value<PLANES>(total[0][0], total[0][1], total[0][2], row_factor, factor[n]);
         if (other == n) continue;
@@ -134,7 +137,8 @@ MOE_INLINE void int8_sums(VecI (&sum)[TILE_ROWS][VECTORS], const Int8Rows& rows,
     for (int v = 0; v < VECTORS; ++v) right[v] = load_quads(b + w * ldb + v * LANES);
 #pragma GCC unroll 8
     for (int m = 0; m < TILE_ROWS; ++m) {
-      const VecI left = reinterpret_cast<VecI>(splat_word(reinterpret_cast<const float*>(rows.base + m * rows.stride) + w));
+      const VecI left =
+          reinterpret_cast<VecI>(splat_word(reinterpret_cast<const float*>(rows.base + m * rows.stride) + w));
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; ++v) sum[m][v] = dot_quad(right[v], left, sum[m][v]);
     }
@@ -176,7 +180,8 @@ inline void int8_tile_of_width(int vectors, const Int8Rows& rows, const int32_t*
                                int64_t factor_stride, int64_t valid, const float* b, int64_t plane_words, int64_t ldb,
                                const float* factor, float* c, int64_t ldc, Ahead& ahead) {
   if (vectors == VECTORS)
-    int8_tile<PLANES, VECTORS>(rows, weights, row_factor, factor_stride, valid, b, plane_words, ldb, factor, c, ldc, ahead);
+    int8_tile<PLANES, VECTORS>(rows, weights, row_factor, factor_stride, valid, b, plane_words, ldb, factor, c, ldc,
+                               ahead);
   else if constexpr (VECTORS > 1)
     int8_tile_of_width<PLANES, VECTORS - 1>(vectors, rows, weights, row_factor, factor_stride, valid, b, plane_words,
                                             ldb, factor, c, ldc, ahead);
@@ -211,8 +216,8 @@ inline void many_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int
     for (int64_t n = 0; vectors > 0;) {
       int width = vectors;
       if (width > TILE_VECTORS) width = width < 2 * TILE_VECTORS ? (width + 1) / 2 : TILE_VECTORS;
-      int8_tile_of_width<PLANES>(width, tile, weights, a.scale + m * a.scale_stride, a.scale_stride, valid, b + n, plane,
-                                 ldb, factor + n, c + m * ldc + n, ldc, ahead);
+      int8_tile_of_width<PLANES>(width, tile, weights, a.scale + m * a.scale_stride, a.scale_stride, valid, b + n,
+                                 plane, ldb, factor + n, c + m * ldc + n, ldc, ahead);
       n += width * LANES;
       vectors -= width;
     }
@@ -279,7 +284,20 @@ inline void pack_columns_int8(float* b, int64_t ldb, const Rows& rows, int64_t c
 
 template <int PLANES>
 constexpr Form int8_form() {
-  return {DType::f32, 4, 0, 1, PLANES, TILE_ROWS, FEW_INT8_COLUMNS, 4, 0, product_int8<PLANES>, nullptr, pack_columns_int8<PLANES, FEW_INT8_COLUMNS>, nullptr, nullptr};
+  return {DType::f32,
+          4,
+          0,
+          1,
+          PLANES,
+          TILE_ROWS,
+          FEW_INT8_COLUMNS,
+          4,
+          0,
+          product_int8<PLANES>,
+          nullptr,
+          pack_columns_int8<PLANES, FEW_INT8_COLUMNS>,
+          nullptr,
+          nullptr};
 }
 constexpr Form INT8 = int8_form<2>();
 constexpr Form INT8_INT8 = int8_form<1>();

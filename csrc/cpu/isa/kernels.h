@@ -22,7 +22,7 @@ struct Operand {
   int64_t row_stride = 0;
   int64_t col_stride = 1;
   const float* scale = nullptr;
-  int64_t scale_stride = 0;  // from row to row
+  int64_t scale_stride = 0;    // from row to row
   const char* next = nullptr;  // rows of the same kind that will be read after these: worth fetching
 
   Operand at(int64_t m, int64_t k) const {
@@ -63,29 +63,29 @@ struct RowStatistics {
   float entropy;
 };
 
-// Where word (w, n) of a packed operand with few columns lies: a block of a column fills a cache line, and the blocks of
-// one stretch of k lie side by side.
+// Where word (w, n) of a packed operand with few columns lies: a block of a column fills a cache line, and the blocks
+// of one stretch of k lie side by side.
 constexpr int64_t FEW_WORDS = 16;
 inline int64_t few_word(int64_t columns, int64_t w, int64_t n) {
   return (w - w % FEW_WORDS) * columns + n * FEW_WORDS + w % FEW_WORDS;
 }
 
 // One way of multiplying: what the packed right operand looks like, and the product that reads it. Its elements are
-// 32-bit words of `unit` consecutive k. Word (w, n) lies at b[w * ldb + n], or, with at most few_columns columns, in blocks
-// of FEW_WORDS words of each column in turn (see few_word).
+// 32-bit words of `unit` consecutive k. Word (w, n) lies at b[w * ldb + n], or, with at most few_columns columns, in
+// blocks of FEW_WORDS words of each column in turn (see few_word).
 struct Form {
-  DType left;           // of the left operands that the backward makes
-  int64_t unit;         // 1: a word is a float32; 2: a pair of bfloat16, the first in the low half
-  int64_t depth;        // a sum may be cut into calls at multiples of so many words; 0: it may not be cut
-  int64_t quantum;      // pack_block takes so many k at a time
-  int64_t planes;       // a packed operand is so many of the above, and, where it may not be cut, a factor of each column
-  int64_t tile_rows;    // rows of the left operand that one register tile covers
-  int64_t few_columns;  // up to so many columns, the product runs along the weight's rows instead of along the columns
-  int64_t tail_columns; // up to so many columns are cheaper by themselves than as part of another vector
-  int64_t scratch;      // floats of scratch that `product` needs
-  // c[m][n] (+)= Σ_k a(m, k) · b(k, n), c being [m * ldc + n]. With more than few_columns columns ldb and ldc are multiples
-  // of `lanes`, the columns up to the next multiple exist in b and c, and c has space for rows up to the next multiple
-  // of tile_rows. Where `depth` is no multiple of `unit`, the rest of the last word is zero.
+  DType left;         // of the left operands that the backward makes
+  int64_t unit;       // 1: a word is a float32; 2: a pair of bfloat16, the first in the low half
+  int64_t depth;      // a sum may be cut into calls at multiples of so many words; 0: it may not be cut
+  int64_t quantum;    // pack_block takes so many k at a time
+  int64_t planes;     // a packed operand is so many of the above, and, where it may not be cut, a factor of each column
+  int64_t tile_rows;  // rows of the left operand that one register tile covers
+  int64_t few_columns;   // up to so many columns, the product runs along the weight's rows instead of along the columns
+  int64_t tail_columns;  // up to so many columns are cheaper by themselves than as part of another vector
+  int64_t scratch;       // floats of scratch that `product` needs
+  // c[m][n] (+)= Σ_k a(m, k) · b(k, n), c being [m * ldc + n]. With more than few_columns columns ldb and ldc are
+  // multiples of `lanes`, the columns up to the next multiple exist in b and c, and c has space for rows up to the next
+  // multiple of tile_rows. Where `depth` is no multiple of `unit`, the rest of the last word is zero.
   void (*product)(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, int64_t ldb,
                   int64_t columns, bool accumulate, float* scratch);
   // The same for many columns and a few k, where k are rows of x: no other product has to agree with it to the bit.
@@ -97,7 +97,8 @@ struct Form {
   // b(i, j) = rows(i, first_column + j) in the layout for many columns; those from `columns` to ldb are zero.
   void (*pack_rows)(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column, int64_t columns);
   // b(k, n) = src[k * ld + n] from word `first` on, for k < depth and n < columns.
-  void (*pack_block)(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth, int64_t columns);
+  void (*pack_block)(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth,
+                     int64_t columns);
 
   // Words that a packed operand of this depth has room for, a column.
   int64_t words(int64_t depth) const { return planes * plane(depth) + (whole() ? FEW_WORDS : 0); }
@@ -115,7 +116,7 @@ struct Kernels {
   const Form* nf4_floats;  // NF4 weights, the right operand to float32's
   const Form* int8;        // int8 weights, likewise
   const Form* int8_floats;
-  const Form* int8_int8;   // int8 weights, the right operand rounded to int8
+  const Form* int8_int8;  // int8 weights, the right operand rounded to int8
 
   // The form for a weight and data of these types. `dynamic`: int8 weights meet data rounded to int8, row by row.
   const Form& form(DType weight, DType data, bool dynamic = false) const {
@@ -156,8 +157,8 @@ struct Kernels {
   void (*activate_backward)(Activation activation, float* act, float* gate, float* up, const float* grad,
                             int64_t count);
 
-  // p = softmax(logits); entries of +inf share the mass; a NaN, or nothing but -inf, makes all NaN. `padded` is the row's
-  // length rounded up to whole vectors: logits are -inf there, and p has that space.
+  // p = softmax(logits); entries of +inf share the mass; a NaN, or nothing but -inf, makes all NaN. `padded` is the
+  // row's length rounded up to whole vectors: logits are -inf there, and p has that space.
   RowStatistics (*softmax)(float* p, const float* logits, int64_t padded);
   // out = 1 / (1 + exp(-x)), in whole vectors.
   void (*sigmoid)(float* out, const float* x, int64_t padded);

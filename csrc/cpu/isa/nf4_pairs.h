@@ -1,5 +1,5 @@
-// NF4 weights in bfloat16 pairs, for AVX512-BF16: the levels are looked up as bfloat16, and a block's sum is multiplied by
-// the block's factor.
+// NF4 weights in bfloat16 pairs, for AVX512-BF16: the levels are looked up as bfloat16, and a block's sum is multiplied
+// by the block's factor.
 //
 // The pairs of a block are not of neighbours. A double word of a row holds 8 values; shifted by 4, 0, 12 or 8 bits, its
 // two halves end in the numbers of values (0, 4), (1, 5), (2, 6) and (3, 7). Those are the words of the packed operand:
@@ -38,7 +38,9 @@ struct Nf4Words : PairWords {
   static constexpr int64_t SCALE_STEP = 1;
 
   static bool direct(const Operand&, int64_t) { return false; }
-  static Left left(const Operand& a, int64_t row, int64_t k) { return {nullptr, 0, a.at(row, k).scale, a.scale_stride, 0}; }
+  static Left left(const Operand& a, int64_t row, int64_t k) {
+    return {nullptr, 0, a.at(row, k).scale, a.scale_stride, 0};
+  }
   static Ahead ahead(const Operand& a, int64_t row, int64_t rows, int64_t depth) {
     return {a.at(row, 0).base, rows, a.row_stride / 2, depth / 2};
   }
@@ -69,7 +71,8 @@ struct Nf4Factors {
   alignas(64) float block[BLOCKS][LANES];
 };
 
-// One or both blocks of 16 rows, whose double words are lanes of `words`; sums of both run side by side to hide latency.
+// One or both blocks of 16 rows, whose double words are lanes of `words`; sums of both run side by side to hide
+// latency.
 template <int COLUMNS, int BLOCKS>
 MOE_INLINE void few_nf4_blocks(Vec (&sum)[COLUMNS], const Vec* words, __m512i table, const float* right,
                                const float (*factor)[LANES], bool first) {
@@ -85,8 +88,8 @@ MOE_INLINE void few_nf4_blocks(Vec (&sum)[COLUMNS], const Vec* words, __m512i ta
             nf4_levels(table, reinterpret_cast<__m512i>(reinterpret_cast<VecU>(words[8 * half + g]) >> SHIFT[s]));
 #pragma GCC unroll 8
         for (int n = 0; n < COLUMNS; ++n)
-          run[half][n] =
-              dot_pair(left, splat_word(right + half * NF4_WORDS * COLUMNS + few_word(COLUMNS, 8 * s + g, n)), run[half][n]);
+          run[half][n] = dot_pair(
+              left, splat_word(right + half * NF4_WORDS * COLUMNS + few_word(COLUMNS, 8 * s + g, n)), run[half][n]);
       }
     }
   }
@@ -100,7 +103,8 @@ MOE_INLINE void few_nf4_blocks(Vec (&sum)[COLUMNS], const Vec* words, __m512i ta
 
 // 16 rows by two blocks at a time, transposed in registers: a lane is a row.
 template <int COLUMNS>
-inline void few_nf4(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b, bool accumulate) {
+inline void few_nf4(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
+                    bool accumulate) {
   const __m512i table = nf4_table();
   const int64_t blocks = depth / NF4_BLOCK, bytes = a.row_stride / 2;
   Nf4Factors factors;
@@ -114,7 +118,7 @@ inline void few_nf4(float* c, int64_t ldc, const Operand& a, int64_t rows, int64
     get_columns(sum, c + m * ldc, ldc, count, accumulate);
     for (int64_t block = 0; block < blocks; block += 2) {
       if (block % Nf4Factors::BLOCKS == 0) factors.load(scale + block, a.scale_stride, count, blocks - block);
-      const float(*factor)[LANES] = factors.block + block % Nf4Factors::BLOCKS;
+      const float (*factor)[LANES] = factors.block + block % Nf4Factors::BLOCKS;
       const float* right = b + block * NF4_WORDS * COLUMNS;
       const bool first = !accumulate && block == 0;
       Vec words[LANES];

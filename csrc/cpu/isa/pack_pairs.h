@@ -25,7 +25,8 @@ MOE_INLINE VecU load_first_bits(const char* src, int64_t count) {
 MOE_INLINE Vec join_pairs(Vec low, Vec high) {
   const VecH low_bits = reinterpret_cast<VecH>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(low)));
   const VecH high_bits = reinterpret_cast<VecH>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(high)));
-  return reinterpret_cast<Vec>(__builtin_convertvector(low_bits, VecU) | __builtin_convertvector(high_bits, VecU) << 16);
+  return reinterpret_cast<Vec>(__builtin_convertvector(low_bits, VecU) | __builtin_convertvector(high_bits, VecU)
+                                                                             << 16);
 }
 
 // 32 consecutive values of a row, of which `count` exist, as 16 words.
@@ -34,9 +35,10 @@ MOE_INLINE Vec row_words(const char* src, DType dtype, int64_t count, const floa
   const int64_t item = item_size(dtype), first = std::min<int64_t>(count, LANES);
   const Vec factor = splat(scale ? *scale : 1.0f);
   const Vec low = load_first_as(src, dtype, first) * factor;
-  const Vec high = count > LANES ? load_first_as(src + LANES * item, dtype, std::min<int64_t>(count - LANES, LANES)) * factor : Vec{};
-  return reinterpret_cast<Vec>(
-      _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+  const Vec high = count > LANES
+                       ? load_first_as(src + LANES * item, dtype, std::min<int64_t>(count - LANES, LANES)) * factor
+                       : Vec{};
+  return reinterpret_cast<Vec>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
 }
 
 template <int64_t FEW>
@@ -49,8 +51,7 @@ inline void pack_columns_pairs(float* b, int64_t ldb, const Rows& rows, int64_t 
   };
   if (count <= FEW) {
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = 0; j < words; j += LANES)
-        store(b + few_word(count, j, i), word(i, j));
+      for (int64_t j = 0; j < words; j += LANES) store(b + few_word(count, j, i), word(i, j));
     return;
   }
   for (int64_t i = 0; i < ldb; i += LANES) {
@@ -88,7 +89,8 @@ inline void pack_rows_pairs(float* b, int64_t ldb, const Rows& rows, int64_t cou
 }
 
 template <int64_t FEW>
-inline void pack_block_pairs(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth, int64_t columns) {
+inline void pack_block_pairs(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth,
+                             int64_t columns) {
   for (int64_t k = 0; k < depth; k += 2) {
     for (int64_t n = 0; n < columns; n += LANES) {
       const int64_t width = std::min<int64_t>(ld - n, LANES);
@@ -101,7 +103,8 @@ inline void pack_block_pairs(float* b, int64_t ldb, int64_t first, const float* 
       }
       float lane[LANES];
       store(lane, word);
-      for (int64_t i = 0; i < width; ++i) std::memcpy(b + few_word(columns, first + k / 2, n + i), lane + i, sizeof(float));
+      for (int64_t i = 0; i < width; ++i)
+        std::memcpy(b + few_word(columns, first + k / 2, n + i), lane + i, sizeof(float));
     }
   }
 }

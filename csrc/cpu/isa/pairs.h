@@ -1,7 +1,7 @@
 // The product of bfloat16 pairs, for AVX512-BF16. float32 sums, denormal terms count as zero.
 //
-// As in floats.h, the shapes for many and for few columns add in the same order. A run of DEPTH words has SLOTS sums, of
-// every SLOTS-th word, acc = dot_pair(a, b, acc) from zero; they are added to the result in turn. That order costs
+// As in floats.h, the shapes for many and for few columns add in the same order. A run of DEPTH words has SLOTS sums,
+// of every SLOTS-th word, acc = dot_pair(a, b, acc) from zero; they are added to the result in turn. That order costs
 // the first shape little, and saves the second half of its shuffles: the words of 4 rows need not come in single file.
 #pragma once
 
@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t FEW_PAIR_COLUMNS = 10;
 
 MOE_INLINE Vec dot_pair(Vec a, Vec b, Vec sum) {
-  return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a),
-                                                reinterpret_cast<__m512bh>(b)));
+  return reinterpret_cast<Vec>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
 }
 
 struct PairWords {
@@ -68,9 +68,7 @@ MOE_INLINE void transpose_quarters(Vec (&v)[4]) {
 }
 
 // Four words of a column, in every quarter.
-MOE_INLINE Vec splat_four(const float* p) {
-  return reinterpret_cast<Vec>(_mm512_broadcast_f32x4(_mm_loadu_ps(p)));
-}
+MOE_INLINE Vec splat_four(const float* p) { return reinterpret_cast<Vec>(_mm512_broadcast_f32x4(_mm_loadu_ps(p))); }
 
 // The first `count` of them, the others zero.
 MOE_INLINE Vec splat_first_of_four(const float* p, int64_t count) {
@@ -92,8 +90,8 @@ MOE_INLINE void add_slots(float* c, int64_t ldc, int64_t rows, Vec sums, bool ac
 
 // GROUPS times 4 rows by 16 words. A lane is one slot of one row.
 template <int COLUMNS, int GROUPS, bool WHOLE>
-MOE_INLINE void few_pairs_step(Vec (&sum)[GROUPS][COLUMNS], const char* const* row, int64_t k, int64_t width, const float* b,
-                               Ahead& ahead) {
+MOE_INLINE void few_pairs_step(Vec (&sum)[GROUPS][COLUMNS], const char* const* row, int64_t k, int64_t width,
+                               const float* b, Ahead& ahead) {
   Vec block[GROUPS][4];
 #pragma GCC unroll 4
   for (int g = 0; g < GROUPS; ++g) {
@@ -137,7 +135,8 @@ inline void few_pairs_by_rows(float* c, int64_t ldc, const Operand& a, int64_t r
         if (4 * g >= count) break;
 #pragma GCC unroll 10
         for (int n = 0; n < COLUMNS; ++n)
-          add_slots(c + (m + 4 * g) * ldc + n, ldc, count - 4 * g < 4 ? count - 4 * g : 4, sum[g][n], accumulate || begin > 0);
+          add_slots(c + (m + 4 * g) * ldc + n, ldc, count - 4 * g < 4 ? count - 4 * g : 4, sum[g][n],
+                    accumulate || begin > 0);
       }
     }
   }
@@ -166,7 +165,8 @@ inline void few_pairs_by_columns(float* c, int64_t ldc, const Operand& a, int64_
           const VecU high = k + 2 * s + 1 < end ? load_first_bits(at + stride, count) : VecU{};
           const Vec word = reinterpret_cast<Vec>(low | high << 16);
 #pragma GCC unroll 10
-          for (int n = 0; n < COLUMNS; ++n) run[s][n] = dot_pair(word, splat_word(b + few_word(COLUMNS, k / 2 + s, n)), run[s][n]);
+          for (int n = 0; n < COLUMNS; ++n)
+            run[s][n] = dot_pair(word, splat_word(b + few_word(COLUMNS, k / 2 + s, n)), run[s][n]);
         }
       }
       for (int s = 0; s < PairWords::SLOTS && begin + 2 * s < end; ++s)

@@ -111,13 +111,15 @@ inline void pack_columns_floats(float* b, int64_t ldb, const Rows& rows, int64_t
     const Vec factor = splat(rows.scale ? rows.scale[i] : 1.0f);
     for (int64_t j = 0; j < columns; j += LANES) {
       const int64_t width = columns - j < LANES ? columns - j : LANES;
-      store_first(b + few_word(count, j, i), load_first_as(rows.at(i, first_column + j), rows.dtype, width) * factor, width);
+      store_first(b + few_word(count, j, i), load_first_as(rows.at(i, first_column + j), rows.dtype, width) * factor,
+                  width);
     }
   }
 }
 
 template <int64_t FEW>
-inline void pack_block_floats(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth, int64_t columns) {
+inline void pack_block_floats(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth,
+                              int64_t columns) {
   if (columns > FEW) {
     std::memcpy(b + first * ldb, src, static_cast<size_t>(ld * depth) * sizeof(float));
     return;

@@ -34,9 +34,30 @@ struct OwnForms {
 };
 
 constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
-  return {name,       LANES,        &FLOATS,     own.pairs, own.nf4, &FLOAT_NF4, own.int8, &FLOAT_INT8, own.int8_int8, gather_transposed,
-          scatter_transposed, load_row, dequantize, nested_scales, store_row, add_scaled, dot, add_products,
-          multiply,   add_value,    activate,    activate_backward, softmax,  sigmoid};
+  return {name,
+          LANES,
+          &FLOATS,
+          own.pairs,
+          own.nf4,
+          &FLOAT_NF4,
+          own.int8,
+          &FLOAT_INT8,
+          own.int8_int8,
+          gather_transposed,
+          scatter_transposed,
+          load_row,
+          dequantize,
+          nested_scales,
+          store_row,
+          add_scaled,
+          dot,
+          add_products,
+          multiply,
+          add_value,
+          activate,
+          activate_backward,
+          softmax,
+          sigmoid};
 }
 
 }  // namespace

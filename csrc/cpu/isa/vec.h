@@ -62,8 +62,8 @@ MOE_INLINE Vec fma(Vec a, Vec b, Vec c) {
   return reinterpret_cast<Vec>(
       _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
 #elif defined(MOE_ISA_NEON)
-  return reinterpret_cast<Vec>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
-                                         reinterpret_cast<float32x4_t>(b)));
+  return reinterpret_cast<Vec>(
+      vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
 #else
   return a * b + c;
 #endif
@@ -105,7 +105,9 @@ MOE_INLINE VecH narrow_bf16(Vec v) {
 }
 
 #if defined(MOE_ISA_AVX512)
-MOE_INLINE Vec widen_f16(VecH bits) { return reinterpret_cast<Vec>(_mm512_maskz_cvtph_ps(0xffff, reinterpret_cast<__m256i>(bits))); }
+MOE_INLINE Vec widen_f16(VecH bits) {
+  return reinterpret_cast<Vec>(_mm512_maskz_cvtph_ps(0xffff, reinterpret_cast<__m256i>(bits)));
+}
 MOE_INLINE VecH narrow_f16(Vec v) {
   return reinterpret_cast<VecH>(_mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 }
@@ -115,12 +117,8 @@ MOE_INLINE VecH narrow_f16(Vec v) {
   return reinterpret_cast<VecH>(_mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(MOE_ISA_NEON)
-MOE_INLINE Vec widen_f16(VecH bits) {
-  return reinterpret_cast<Vec>(vcvt_f32_f16(reinterpret_cast<float16x4_t>(bits)));
-}
-MOE_INLINE VecH narrow_f16(Vec v) {
-  return reinterpret_cast<VecH>(vcvt_f16_f32(reinterpret_cast<float32x4_t>(v)));
-}
+MOE_INLINE Vec widen_f16(VecH bits) { return reinterpret_cast<Vec>(vcvt_f32_f16(reinterpret_cast<float16x4_t>(bits))); }
+MOE_INLINE VecH narrow_f16(Vec v) { return reinterpret_cast<VecH>(vcvt_f16_f32(reinterpret_cast<float32x4_t>(v))); }
 #else
 MOE_INLINE Vec widen_f16(VecH half) {
   const VecU bits = __builtin_convertvector(half, VecU);
@@ -219,13 +217,18 @@ MOE_INLINE void transpose_step(Vec (&v)[LANES]) {
 MOE_INLINE void transpose(Vec (&v)[LANES]) {
 #if defined(MOE_ISA_AVX512)
   // Neighbours first, within quarters, then whole quarters: shuffles that need no index registers.
-  const auto even = [](Vec a, Vec b) { return _mm512_unpacklo_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)); };
-  const auto odd = [](Vec a, Vec b) { return _mm512_unpackhi_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)); };
+  const auto even = [](Vec a, Vec b) {
+    return _mm512_unpacklo_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b));
+  };
+  const auto odd = [](Vec a, Vec b) {
+    return _mm512_unpackhi_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b));
+  };
   Vec t[16];
 #pragma GCC unroll 4
   for (int i = 0; i < 16; i += 4) {
     const __m512d low01 = _mm512_castps_pd(even(v[i], v[i + 1])), high01 = _mm512_castps_pd(odd(v[i], v[i + 1]));
-    const __m512d low23 = _mm512_castps_pd(even(v[i + 2], v[i + 3])), high23 = _mm512_castps_pd(odd(v[i + 2], v[i + 3]));
+    const __m512d low23 = _mm512_castps_pd(even(v[i + 2], v[i + 3])),
+                  high23 = _mm512_castps_pd(odd(v[i + 2], v[i + 3]));
     t[i] = reinterpret_cast<Vec>(_mm512_unpacklo_pd(low01, low23));
     t[i + 1] = reinterpret_cast<Vec>(_mm512_unpackhi_pd(low01, low23));
     t[i + 2] = reinterpret_cast<Vec>(_mm512_unpacklo_pd(high01, high23));
