@@ -63,6 +63,15 @@ struct Release {
 };
 
 struct ThreadBlock {
+  void* at_least(size_t bytes) {
+    if (capacity < bytes) {
+      data.reset();
+      data.reset(allocate(bytes));
+      capacity = bytes;
+    }
+    return data.get();
+  }
+
   std::unique_ptr<char, Release> data;
   size_t capacity = 0;
 };
@@ -131,12 +140,12 @@ void prefer_huge_pages(void* data, size_t bytes) {
 
 void* thread_scratch(size_t bytes) {
   thread_local ThreadBlock block;
-  if (block.capacity < bytes) {
-    block.data.reset();
-    block.data.reset(allocate(bytes));
-    block.capacity = bytes;
-  }
-  return block.data.get();
+  return block.at_least(bytes);
+}
+
+void* row_scratch(size_t bytes) noexcept {
+  thread_local ThreadBlock block;
+  return block.at_least(bytes);
 }
 
 }  // namespace moe

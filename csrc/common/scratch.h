@@ -37,6 +37,10 @@ class Workspace {
 // Scratch of the running thread for the length of one task: at least `bytes`, aligned to a page.
 void* thread_scratch(size_t bytes);
 
+// More of it, for the inner kernels: they are compiled for one instruction set each, and must not bring the code of
+// containers and exceptions with them, which the linker would share. Without memory the process ends.
+void* row_scratch(size_t bytes) noexcept;
+
 // Asks the system to back a large fresh output with huge pages, which saves most of the cost of its first touch.
 void prefer_huge_pages(void* data, size_t bytes);
 

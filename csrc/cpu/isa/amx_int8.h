@@ -47,7 +47,6 @@ inline void product_amx_int8(float* c, int64_t ldc, const Operand& a, int64_t ro
   const VecI ones = splat_int(0x01010101);
   alignas(64) int32_t sums[2][2 * TILE_SIDE][TILE_SIDE];
   alignas(64) char tail[2 * TILE_SIDE * TILE_ROW_BYTES];
-  std::vector<char> copies;
   for (int64_t m = 0; m < rows; m += height) {
     const int64_t count = std::min(rows - m, height);
     Ahead ahead = ahead_of<QuantizedFloats<DType::i8>>(a, m + height, rows, height, depth);
@@ -71,10 +70,11 @@ inline void product_amx_int8(float* c, int64_t ldc, const Operand& a, int64_t ro
         stride[t] = stride[0];
         continue;
       }
-      copies.assign(static_cast<size_t>(TILE_SIDE * plane * 4), 0);
+      char* copies = static_cast<char*>(row_scratch(static_cast<size_t>(TILE_SIDE * plane * 4)));
+      std::memset(copies, 0, static_cast<size_t>(TILE_SIDE * plane * 4));
       for (int64_t r = 0; r < there; ++r)
-        std::memcpy(copies.data() + r * plane * 4, left[t] + r * a.row_stride, static_cast<size_t>(depth));
-      left[t] = copies.data();
+        std::memcpy(copies + r * plane * 4, left[t] + r * a.row_stride, static_cast<size_t>(depth));
+      left[t] = copies;
       stride[t] = plane * 4;
     }
     const int64_t begin = depth / 64 * 64, over = depth - begin;

@@ -10,8 +10,7 @@
 // 127 · 255 · k stays below 2^31 for k up to 66000.
 #pragma once
 
-#include <vector>
-
+#include "common/scratch.h"
 #include "panel.h"
 #include "quantized.h"
 
@@ -193,17 +192,17 @@ inline void many_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int
   const int64_t words = (depth + 3) / 4, plane = (depth + 63) / 64 * FEW_WORDS;
   const float* factor = b + PLANES * plane * ldb;
   const VecI ones = splat_int(0x01010101);
-  std::vector<char> copies;
   for (int64_t m = 0; m < rows; m += TILE_ROWS) {
     const int64_t valid = std::min<int64_t>(rows - m, TILE_ROWS);
     Ahead ahead = ahead_of<QuantizedFloats<DType::i8>>(a, m + TILE_ROWS, rows, TILE_ROWS, depth);
     Int8Rows tile{a.base + m * a.row_stride, a.row_stride, words};
     // The last rows, and rows whose length is no multiple of 4, get copies that are whole.
     if (valid < TILE_ROWS || depth % 4 != 0) {
-      copies.assign(static_cast<size_t>(TILE_ROWS * words * 4), 0);
+      char* copies = static_cast<char*>(row_scratch(static_cast<size_t>(TILE_ROWS * words * 4)));
+      std::memset(copies, 0, static_cast<size_t>(TILE_ROWS * words * 4));
       for (int64_t r = 0; r < valid; ++r)
-        std::memcpy(copies.data() + r * words * 4, tile.base + r * a.row_stride, static_cast<size_t>(depth));
-      tile = {copies.data(), words * 4, words};
+        std::memcpy(copies + r * words * 4, tile.base + r * a.row_stride, static_cast<size_t>(depth));
+      tile = {copies, words * 4, words};
     }
     int32_t weights[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; ++r) {
