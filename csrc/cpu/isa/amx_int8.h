@@ -41,7 +41,7 @@ inline void amx_int8_block(const char* const* left, const int64_t* stride, const
 template <int PLANES>
 inline void product_amx_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
                              int64_t ldb, int64_t columns, bool, float*) {
-  const Tiles tiles;
+  tile_begin();
   const int64_t plane = (depth + 63) / 64 * FEW_WORDS, height = 2 * TILE_SIDE;
   const float* factor = b + PLANES * plane * ldb;
   const VecI ones = splat_int(0x01010101);
@@ -94,6 +94,7 @@ inline void product_amx_int8(float* c, int64_t ldc, const Operand& a, int64_t ro
       }
     }
   }
+  tile_end();
 }
 
 template <int PLANES>

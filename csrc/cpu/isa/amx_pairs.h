@@ -142,7 +142,7 @@ inline void amx_block(const TileRows (&left)[2], const float* b, int64_t ldb, in
 template <class Kind>
 inline void product_amx(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
                         int64_t ldb, int64_t columns, bool accumulate, float* scratch) {
-  const Tiles tiles;
+  tile_begin();
   const int64_t padded = (columns + TILE_SIDE - 1) / TILE_SIDE * TILE_SIDE, height = 2 * TILE_SIDE;
   for (int64_t m = 0; m < rows; m += height) {
     const int64_t count = std::min(rows - m, height);
@@ -176,6 +176,7 @@ inline void product_amx(float* c, int64_t ldc, const Operand& a, int64_t rows, i
       }
     }
   }
+  tile_end();
 }
 
 // Packing for many columns whatever their number, with zeros up to a whole tile of words.

@@ -20,6 +20,7 @@ struct EmulatedTile {
 };
 thread_local EmulatedTile emulated[8];
 
+// Around each product. (No object with a destructor: this code must not bring exception handling with it.)
 inline void tile_begin() {}
 inline void tile_end() {}
 
@@ -147,14 +148,6 @@ inline __attribute__((always_inline)) void tile_dot_int8() {
 #undef MOE_EACH_PRODUCT
 
 #endif
-
-// For the length of one product.
-struct Tiles {
-  Tiles() { tile_begin(); }
-  ~Tiles() { tile_end(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-};
 
 }  // namespace
 }  // namespace moe
