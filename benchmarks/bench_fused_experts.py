@@ -18,7 +18,7 @@ def test_fused_experts(compare, model, T):
         {
             "ours": model.arm("ours", lambda: ours, tokens),
             **model.transformers(tokens),
-            **model.libraries(tokens),
+            **model.peers(tokens),
         },
         nbytes=model.expert_bytes * len(tokens[0].indices.unique()),
         flops=model.operations(T),

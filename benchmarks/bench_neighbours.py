@@ -44,7 +44,7 @@ def test_busy_neighbours(compare, model, T, neighbours):
 
     with busy_neighbours(neighbours):
         record = compare(
-            {"ours": model.arm("ours", lambda: ours, tokens), **model.transformers(tokens), **model.libraries(tokens)},
+            {"ours": model.arm("ours", lambda: ours, tokens), **model.transformers(tokens), **model.peers(tokens)},
             nbytes=model.expert_bytes * len(tokens[0].indices.unique()),
             flops=model.operations(T),
             dtype=model.dtype,

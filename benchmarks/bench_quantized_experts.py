@@ -45,7 +45,7 @@ def test_quantized_experts(compare, model, T, kind):
         {
             "ours": model.arm(f"ours {kind}", prepare, tokens, copies, must=True),
             "ours unquantized": model.arm("ours", lambda: plain, tokens),
-            "SGLang int8": model.library("SGLang int8", tokens) if dynamic else None,
+            "SGLang int8": model.peer("SGLang int8", tokens) if dynamic else None,
         },
         nbytes=nbytes * len(tokens[0].indices.unique()) / model.shape.E,
         flops=model.operations(T),

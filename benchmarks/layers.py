@@ -98,10 +98,10 @@ class Layer:
             for name in ("eager", "grouped_mm")
         }
 
-    def library(self, name: str, tokens: list[Tokens]) -> Call | None:
+    def peer(self, name: str, tokens: list[Tokens]) -> Call | None:
         """The arm of one name of LIBRARIES."""
         return self.arm(name, lambda: LIBRARIES[name](*self.weights[0], self.copies), tokens)
 
-    def libraries(self, tokens: list[Tokens]) -> dict[str, Call | None]:
+    def peers(self, tokens: list[Tokens]) -> dict[str, Call | None]:
         """The arms of vLLM and SGLang."""
-        return {name: self.library(name, tokens) for name in LIBRARIES}
+        return {name: self.peer(name, tokens) for name in LIBRARIES}

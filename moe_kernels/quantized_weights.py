@@ -6,6 +6,7 @@ Letters: E experts, O rows of a matrix, H values a row.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
@@ -25,7 +26,7 @@ from moe_kernels.number_formats import (
 Self = TypeVar("Self", bound="QuantizedWeight")
 
 
-class QuantizedWeight:
+class QuantizedWeight(ABC):
     """What the two formats have in common: a stack (E, O, H) whose values are a matter of `dequantize`.
 
     A weight has no floating dtype of its own; an op computes in the dtype of its x. It is a constant: no gradient.
@@ -34,19 +35,19 @@ class QuantizedWeight:
     format: ClassVar[str]
 
     @property
+    @abstractmethod
     def data(self) -> Tensor:
         """The codes or values, E first."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def scales(self) -> list[Tensor]:
         """What turns `data` into values, in the order of `number_formats.decode_expert`."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def shape(self) -> torch.Size:
         """(E, O, H), whatever the bytes are packed into."""
-        raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by the names of the fields, without those that are None."""
