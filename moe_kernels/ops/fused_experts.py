@@ -10,7 +10,7 @@ from torch import Tensor
 from moe_kernels import validation
 from moe_kernels.gradients import in_place_targets
 from moe_kernels.ops.fused_experts_quantized import fused_experts_quantized
-from moe_kernels.ops.library import define, needs_grad, under_autocast, weight_dtype
+from moe_kernels.ops.registration import define, needs_grad, under_autocast, weight_dtype
 from moe_kernels.quantized_weights import QuantizedWeight
 from moe_kernels.registry import choose, kernel
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_kernels.ops.library import define, weight_dtype
+from moe_kernels.ops.registration import define, weight_dtype
 from moe_kernels.registry import kernel
 
 

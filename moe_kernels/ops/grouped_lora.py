@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_kernels import validation
-from moe_kernels.ops.library import define, needs_grad, under_autocast, weight_dtype
+from moe_kernels.ops.registration import define, needs_grad, under_autocast, weight_dtype
 from moe_kernels.registry import kernel
 
 

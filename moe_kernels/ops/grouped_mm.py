@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_kernels import validation
 from moe_kernels.ops.grouped_mm_quantized import grouped_mm_quantized
-from moe_kernels.ops.library import define, under_autocast, weight_dtype
+from moe_kernels.ops.registration import define, under_autocast, weight_dtype
 from moe_kernels.quantized_weights import QuantizedWeight
 from moe_kernels.registry import kernel
 

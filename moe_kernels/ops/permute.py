@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from moe_kernels import validation
-from moe_kernels.ops.library import define
+from moe_kernels.ops.registration import define
 from moe_kernels.ops.route import RoutingPlan
 from moe_kernels.ops.unpermute import _op as _unpermute_op
 from moe_kernels.registry import kernel

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_kernels import validation
-from moe_kernels.ops.library import define
+from moe_kernels.ops.registration import define
 from moe_kernels.registry import kernel
 
 

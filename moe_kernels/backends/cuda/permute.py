@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_kernels.backends.cuda.library import launch_arguments, module, view, with_unit_columns
+from moe_kernels.backends.cuda.launch import launch_arguments, module, view, with_unit_columns
 
 
 def permute_cuda(x: Tensor, offsets: Tensor, row_token: Tensor, slot_row: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_kernels.backends.cuda.library import launch_arguments, module, optional_view, view, with_unit_columns
+from moe_kernels.backends.cuda.launch import launch_arguments, module, optional_view, view, with_unit_columns
 
 
 def unpermute_cuda(rows: Tensor, slot_row: Tensor, weights: Tensor | None) -> Tensor:
