@@ -7,14 +7,14 @@ import torch
 
 import moe_kernels
 from moe_kernels.backends import cuda
-from moe_kernels.backends.cuda import library
+from moe_kernels.backends.cuda import launch
 from moe_kernels.testing import assert_close, random_indices
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # (T, E, K, H): one token; odd sizes; vectors of 16 bytes and several blocks a row.
 SHAPES = [(0, 4, 2, 16), (1, 8, 2, 96), (63, 8, 3, 37), (1000, 64, 8, 2056)]
 
-on_gpu = pytest.mark.skipif(library.module_problem() is not None, reason=str(library.module_problem()))
+on_gpu = pytest.mark.skipif(launch.module_problem() is not None, reason=str(launch.module_problem()))
 
 
 def test_used_only_when_asked_for() -> None:
@@ -40,7 +40,7 @@ def test_reason_without_a_gpu() -> None:
     ids=["op", "device"],
 )
 def test_reason_with_a_module(op: str, tensor: torch.Tensor, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "module_problem", lambda: None)
+    monkeypatch.setattr(launch, "module_problem", lambda: None)
     assert str(cuda.supports(op, tensor)).startswith(expected)
 
 

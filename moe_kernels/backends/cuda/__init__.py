@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_kernels.backends.cuda import library
+from moe_kernels.backends.cuda import launch
 
 EXPERIMENTAL = True
 IMPLEMENTED = ("permute", "unpermute")
@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def supports(op: str, *tensors: Tensor) -> str | None:
     """Return None if this backend serves `op` on these tensors, else the reason."""
-    problem = library.module_problem()
+    problem = launch.module_problem()
     if problem is not None:
         return problem
     if op not in IMPLEMENTED:
@@ -28,4 +28,4 @@ def supports(op: str, *tensors: Tensor) -> str | None:
             return f"takes CUDA tensors, got one on {tensor.device}"
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"takes float32, float16 and bfloat16, got {str(tensor.dtype).removeprefix('torch.')}"
-    return library.device_problem(tensors[0].device.index) if tensors else None
+    return launch.device_problem(tensors[0].device.index) if tensors else None
