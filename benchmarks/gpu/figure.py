@@ -48,37 +48,33 @@ def _bars(axes: Axes, rows: list[Row], value: Any, labels: dict[Any, str], key: 
         )
 
 
-def _fractions(axes: Axes, rows: list[Row], title: str, by_count: bool) -> None:
-    rows = [row for row in rows if row.status == "ok" and row.of_floor]
-    key = (lambda row: (row.case, row.T)) if by_count else (lambda row: row.case)
-    labels = {key(row): f"{row.case}\nT={row.T}" if by_count else row.case for row in rows}
-    _bars(axes, rows, lambda row: row.of_floor, labels, key)
+def _panel(axes: Axes, rows: list[Row], title: str, what: str, value: Any, label: Any) -> None:
+    rows = [row for row in rows if row.status == "ok" and value(row)]
     axes.set_title(title, fontsize=10)
-    axes.set_ylabel("fraction of the floor")
+    axes.set_ylabel(what)
     if rows:
-        axes.set_ylim(0, max(1.0, *(row.of_floor * 1.12 for row in rows)))
+        _bars(axes, rows, value, {label(row): label(row) for row in rows}, label)
     else:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+        axes.set_xticks([])
+        axes.set_yticks([])
 
 
-def _microseconds(axes: Axes, rows: list[Row]) -> None:
-    rows = [row for row in rows if row.status == "ok" and row.seconds]
-    labels = {(row.group, row.T): f"{row.group}\nT={row.T}" for row in rows}
-    _bars(axes, rows, lambda row: row.seconds * 1e6, labels, lambda row: (row.group, row.T))
-    axes.set_title("gating and route in a CUDA graph", fontsize=10)
-    axes.set_ylabel("µs of one call")
-    if not rows:
-        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+def _fractions(axes: Axes, rows: list[Row], title: str, label: Any) -> None:
+    _panel(axes, rows, title, "fraction of the floor", lambda row: row.of_floor, label)
+    axes.set_ylim(0, max([1.0, *(1.12 * row.of_floor for row in rows if row.of_floor)]))
 
 
-def _faster(axes: Axes, rows: list[Row]) -> None:
-    rows = [row for row in rows if row.status == "ok" and row.ratio]
-    labels = {(row.case, row.T): f"{row.case}\nT={row.T}" for row in rows}
-    _bars(axes, rows, lambda row: row.ratio, labels, lambda row: (row.case, row.T))
-    axes.set_title("quantized experts in a CUDA graph", fontsize=10)
-    axes.set_ylabel("times faster than bfloat16")
-    if not rows:
-        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+def _microseconds(row: Row) -> float:
+    return row.seconds * 1e6
+
+
+def _with_count(row: Row) -> str:
+    return f"{row.case.split('-')[0]}\nT={row.T}"
+
+
+def _with_group(row: Row) -> str:
+    return f"{row.group}\n{row.case.split('-')[0]}"
 
 
 def draw(data: dict[str, Any], path: Path) -> None:
@@ -92,17 +88,29 @@ def draw(data: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(2, 3)
     many = max((row.T for row in of("forward")), default=0)
     for axes, group in zip(panels[0, :2], ("forward", "forward+backward"), strict=True):
-        _fractions(axes, [row for row in of(group) if row.T == many], f"{group}, bfloat16, T = {many}", False)
-    _fractions(panels[0, 2], of("decode"), "decode in a CUDA graph, cold weights", True)
-    _faster(panels[1, 0], of("quantized"))
-    _microseconds(panels[1, 1], of("topk_gating") + of("route"))
-    _fractions(
-        panels[1, 2], of("permute") + of("unpermute") + of("grouped_lora"), "permute, unpermute, grouped_lora", True
+        chosen = [row for row in of(group) if row.T == many]
+        _fractions(axes, chosen, f"{group}, bfloat16, T = {many}", lambda row: row.case)
+    _fractions(panels[0, 2], of("decode"), "decode in a CUDA graph, cold weights", _with_count)
+    _panel(
+        panels[1, 0],
+        of("quantized"),
+        "quantized experts in a CUDA graph",
+        "times faster than bfloat16",
+        lambda row: row.ratio,
+        _with_count,
     )
-    ceilings = data.get("ceilings")
-    rates = (
-        f"matmul {ceilings['matmul'] / 1e12:.0f} TFLOP/s, copy {ceilings['copy'] / 1e9:.0f} GB/s" if ceilings else ""
+    _panel(
+        panels[1, 1],
+        of("topk_gating") + of("route"),
+        "gating and route in a CUDA graph",
+        "µs of one call",
+        _microseconds,
+        lambda row: f"{row.group}\nT={row.T}",
     )
+    _fractions(panels[1, 2], of("permute") + of("unpermute"), f"permute and unpermute, T = {many}", _with_group)
+    rates = "not measured"
+    if ceilings := data.get("ceilings"):
+        rates = f"matmul {ceilings['matmul'] / 1e12:.3g} TFLOP/s, copy {ceilings['copy'] / 1e9:.4g} GB/s"
     small = "SMALL SIZES, only to try the harness; " if data.get("small") else ""
     figure.suptitle(f"{small}{data.get('device', '')}, {data.get('date', '')[:10]}; ceilings: {rates}", fontsize=11)
     figure.savefig(path, dpi=110)

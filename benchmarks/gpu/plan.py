@@ -33,14 +33,15 @@ def rows(device: torch.device, small: bool) -> list[Row]:
     ours, peers = arms.ours(device), list(arms.PEERS)
     many, some = (96, 32) if small else (MANY, SOME)
     served = ("Qwen3-30B-A3B", "Mixtral-8x7B")
+    models = served if small else tuple(MODELS)
 
     def cross(group: str, cases: Iterable[str], counts: Iterable[int], who: list[str]) -> list[Row]:
         return [Row(group, case, T, arm) for case in cases for T in counts for arm in who]
 
     formats = [f"{name} {kind}" for kind in decode.FORMATS for name in ours]
     return [
-        *cross("forward", MODELS, [many], ours + peers),
-        *cross("forward+backward", MODELS, [many], ours + peers),
+        *cross("forward", models, [many], ours + peers),
+        *cross("forward+backward", models, [many], ours + peers),
         *cross("decode", served, (1, 8) if small else (1, 8, 64), [*ours, *peers]),
         *cross("topk_gating", served[:1], (1, some) if small else (1, 64, some), ours),
         *cross("route", served[:1], (1, some) if small else (1, 64, some), ours),
@@ -56,6 +57,6 @@ def rows(device: torch.device, small: bool) -> list[Row]:
         *cross("batch_invariant", served, [some, 8], ours),
         *cross("unpermute", ("Qwen3-30B-A3B", "DeepSeek-V3"), [many], ours),
         *cross("grouped_lora", ("G16-R16", "G64-R16", "G64-R64"), (64, some), ours),
-        *cross("forward", MODELS, [some], ours + peers),
-        *cross("forward+backward", MODELS, [some], ours + peers),
+        *cross("forward", models, [some], ours + peers),
+        *cross("forward+backward", models, [some], ours + peers),
     ]

@@ -140,8 +140,9 @@ def main(arguments: list[str]) -> int:
         data["parts"][name] = {"status": status, "seconds": float(seconds), "detail": " ".join(detail)[:300]}
         results.save(folder, data)
         return 0
+    # Before the figure, which must not cost the table.
+    print("\n".join(lines(data)), flush=True)
     write(folder, data)
-    print((folder / "gpu.md").read_text(), end="")
     return 0
 
 

@@ -82,8 +82,9 @@ def main() -> int:
             decode.forget()
             group = row.group
         fit = fill(context, row)
-        gc.collect()
         if fit and device.type == "cuda":
+            # What a cycle holds, the next row's layer may need.
+            gc.collect()
             torch.cuda.empty_cache()
         answer(dataclasses.asdict(row) | {"fit": fit})
         if not fit:
