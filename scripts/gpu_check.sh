@@ -159,12 +159,12 @@ call() { # NAME LIMIT LOG FUNCTION ARGUMENTS...
     part "$name" "$limit" "$log" bash -c "$function \"\$@\"" "$function" "$@"
 }
 
-call build 130 build.log build $device "$python"
-part every_op 60 every_op.log "$python" benchmarks/gpu/every_op.py --device $device
-call tests 140 tests.log run_tests $device "$python" "$small"
+call build 120 build.log build $device "$python"
+part every_op 45 every_op.log "$python" benchmarks/gpu/every_op.py --device $device
+call tests 120 tests.log run_tests $device "$python" "$small"
 if [ $device = cuda ]; then
-    call memcheck 70 sanitizer.log sanitize memcheck "$python"
-    call racecheck 50 sanitizer.log sanitize racecheck "$python"
+    call memcheck 60 sanitizer.log sanitize memcheck "$python"
+    call racecheck 40 sanitizer.log sanitize racecheck "$python"
 else
     record memcheck skipped 0 "needs a GPU"
     record racecheck skipped 0 "needs a GPU"

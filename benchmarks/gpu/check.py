@@ -61,17 +61,28 @@ def _forward_pair(out: Tensor, tokens: Tokens, gate_up: Tensor, down: Tensor) ->
     return out[chosen], _by_expert(inputs)
 
 
+def _one_expert(inputs: ExpertInputs, e: int) -> ExpertInputs:
+    """Return the inputs with the other experts gone, in float32: never are all weights widened at once."""
+    one = torch.where(inputs.indices == e, 0, 1).int()
+    pair = inputs.gate_up[e : e + 1].detach().float(), inputs.down[e : e + 1].detach().float()
+    return ExpertInputs(inputs.x.float(), one, inputs.weights.float(), *pair, None, None)
+
+
 def _by_expert(inputs: ExpertInputs) -> Tensor:
-    """`naive_experts` in float32 with the weights of one expert at a time widened."""
-    x = inputs.x.float()
-    out = torch.zeros_like(x)
-    for e in range(inputs.down.shape[0]):
-        if not (inputs.indices == e).any():
-            continue
-        one = torch.where(inputs.indices == e, 0, 1).int()
-        pair = inputs.gate_up[e : e + 1].float(), inputs.down[e : e + 1].float()
-        out = out + naive_experts(ExpertInputs(x, one, inputs.weights.float(), *pair, None, None))
-    return out
+    parts = (naive_experts(_one_expert(inputs, int(e))) for e in inputs.indices.unique())
+    return sum(parts, start=torch.zeros_like(inputs.x, dtype=torch.float32))
+
+
+def _gradients_by_expert(inputs: ExpertInputs, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of the routing weights."""
+    leaves = inputs.x.detach().float().requires_grad_(), inputs.weights.detach().float().requires_grad_()
+    total = [torch.zeros_like(leaf) for leaf in leaves]
+    with torch.enable_grad():
+        for e in inputs.indices.unique():
+            out = naive_experts(_one_expert(inputs._replace(x=leaves[0], weights=leaves[1]), int(e)))
+            for sum_, part in zip(total, torch.autograd.grad(out, leaves, grad.float()), strict=True):
+                sum_ += part
+    return total[0], total[1]
 
 
 def check_backward(
@@ -84,11 +95,8 @@ def check_backward(
     """
     grad_x, grad_routing, grad_gate_up, grad_down = grads
     chosen = _sample(len(tokens.x), tokens.x.device)
-    x = tokens.x[chosen].float().detach().requires_grad_()
-    routing = tokens.routing[chosen].float().detach().requires_grad_()
-    with torch.enable_grad():
-        inputs = ExpertInputs(x, tokens.indices[chosen], routing, gate_up.detach(), down.detach(), None, None)
-        wanted = torch.autograd.grad(_by_expert(inputs), (x, routing), grad[chosen].float())
+    inputs = ExpertInputs(tokens.x[chosen], tokens.indices[chosen], tokens.routing[chosen], gate_up, down, None, None)
+    wanted = _gradients_by_expert(inputs, grad[chosen])
     pairs = [("gradient of x", grad_x[chosen], wanted[0]), ("of the routing weights", grad_routing[chosen], wanted[1])]
 
     e = int(tokens.indices[0, 0])

@@ -31,6 +31,7 @@ from gpu.results import Row  # noqa: E402
 
 # Seconds: for a worker to start and measure the ceilings, for a row, and what is left for the table and the figure.
 START, FOR_A_ROW, AT_THE_END = 90.0, 60.0, 8.0
+WORKER = Path(__file__).with_name("worker.py")
 PACKAGES = ("torch", "triton", "transformers", "scattermoe", "liger-kernel", "sonic-moe", "vllm", "moe-kernels")
 
 
@@ -42,7 +43,7 @@ class Worker:
     """A process of worker.py."""
 
     def __init__(self, device: str, small: bool, ceilings: dict[str, float] | None) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("worker.py")), "--device", device]
+        command = [sys.executable, str(WORKER), "--device", device]
         command += ["--small"] * small + (["--ceilings", json.dumps(ceilings)] if ceilings else [])
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.answers: queue.Queue[str | None] = queue.Queue()
@@ -186,6 +187,9 @@ def main() -> int:
     try:
         measure_rows(data, options.output, options.device, options.small, todo, deadline)
     except KeyboardInterrupt:
+        # Whoever sends the signal may send it to the group as well.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         print("stopped: what was measured is kept", file=sys.stderr)
         status = 3
     except Stopped as reason:

@@ -91,12 +91,13 @@ def as_tokens(x: Tensor, indices: Tensor, routing: Tensor) -> Tokens:
 
 
 def rotated(shape: Shape, T: int, device: torch.device) -> list[Tokens]:
-    """Return inputs that ask for all experts in turn, so that no cache holds what a call of few tokens reads."""
+    """Return inputs that ask for other experts in turn, so that no cache holds what a call of few tokens reads."""
     first = tokens(shape, T, device)
-    turns = max(1, min(16, shape.E // shape.K))
-    step = max(1, shape.E // turns)
-    shifted = ((first.indices + turn * step) % shape.E for turn in range(turns))
-    return [as_tokens(first.x, indices, first.routing) for indices in shifted]
+    distinct, numbers = first.indices.unique(return_inverse=True)
+    order = torch.randperm(shape.E, device=device).int()
+    turns = max(1, min(16, shape.E // len(distinct)))
+    others = (order[(numbers + turn * len(distinct)) % shape.E] for turn in range(turns))
+    return [as_tokens(first.x, indices, first.routing) for indices in others]
 
 
 def experts_hit(given: list[Tokens]) -> float:
