@@ -46,7 +46,7 @@ mkdir -p "$folder" || exit 2
 folder=$(cd "$folder" && pwd)
 deadline=$((SECONDS + minutes * 60))
 # For the table and the figure at the end.
-reserve=15 worst=0 child=""
+reserve=15 worst=0 child="" warming="" warm_log=""
 
 record() { # NAME STATUS SECONDS DETAIL
     printf '%-10s %-12s %4d s  %s\n' "$1" "$2" "$3" "$4"
@@ -60,6 +60,7 @@ finish() {
 
 interrupted() {
     trap '' INT TERM
+    [ -z "$warming" ] || stop_warming 0
     # timeout passes it on to all that it has started.
     [ -z "$child" ] || { kill -TERM "$child" 2>/dev/null; wait "$child" 2>/dev/null; }
     echo "gpu_check: interrupted; what was found is kept" >&2
@@ -159,7 +160,33 @@ call() { # NAME LIMIT LOG FUNCTION ARGUMENTS...
     part "$name" "$limit" "$log" bash -c "$function \"\$@\"" "$function" "$@"
 }
 
+start_warming() {
+    [[ ,$parts, == *,bench,* ]] || return 0
+    # shellcheck disable=SC2086
+    "$python" benchmarks/gpu/warm.py --device $device $small >"$warm_log" 2>&1 </dev/null &
+    warming=$!
+}
+
+# Kernels are compiled while the tests run; what is not done a minute after them, the benchmarks compile themselves.
+stop_warming() {
+    [ -n "$warming" ] || return 0
+    local waited=0
+    while [ $waited -lt "$1" ] && kill -0 "$warming" 2>/dev/null; do
+        sleep 1
+        waited=$((waited + 1))
+    done
+    # The whole group: it has processes of its own.
+    kill -KILL -- "-$warming" 2>/dev/null
+    wait "$warming" 2>/dev/null
+    warming=""
+    [ $waited -eq 0 ] || echo "waited $waited s for kernels to be compiled"
+    { echo "=== compiled beforehand"; cat "$warm_log"; } >>"$folder/bench.log"
+    rm -f "$warm_log"
+}
+
 call build 120 build.log build $device "$python"
+warm_log=$(mktemp)
+start_warming
 part every_op 45 every_op.log "$python" benchmarks/gpu/every_op.py --device $device
 call tests 120 tests.log run_tests $device "$python" "$small"
 if [ $device = cuda ]; then
@@ -169,6 +196,7 @@ else
     record memcheck skipped 0 "needs a GPU"
     record racecheck skipped 0 "needs a GPU"
 fi
+[ $((deadline - SECONDS)) -gt 120 ] && stop_warming 60 || stop_warming 0
 call bench $((minutes * 60)) bench.log bench $device "$python" "$small" "$folder"
 finish
 exit $worst
