@@ -1,7 +1,7 @@
 """CUDA kernels from `moe_kernels._cuda`: torch-free native code that is given addresses and a stream.
 
-Experimental: the kernels compile for every supported architecture and their per-thread code is tested on the host,
-but they have not been run on a GPU, so the registry uses them only when they are asked for by name.
+The kernels compile for every supported architecture and their code is tested on the host, but they have not been run
+on a GPU: `moe_kernels.preferences` uses them only when they are asked for by name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from moe_kernels.backends.cuda import launch
 
-EXPERIMENTAL = True
+# Each kernel has one tile, whose order of sums is fixed.
+BATCH_INVARIANT = "always"
 IMPLEMENTED = ("permute", "unpermute")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
