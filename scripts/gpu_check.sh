@@ -76,7 +76,9 @@ gist() { # NAME LOG
             "$(grep ': FAILED' "$2" | sed 's/: FAILED.*//' | paste -sd, | cut -c1-200)" ;;
         tests) grep -E '^=+ .*(passed|failed|error|no tests)' "$2" | tail -n 1 | tr -d = ||
             grep -c PASSED "$2" ;;
-        *check) grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|rror:' "$2" | tail -n 1 ;;
+        *check) echo "$(grep -E '(ERROR|RACECHECK) SUMMARY' "$2" | tail -n 1 | tr -d =)" \
+            "$(grep -q SUMMARY "$2" || tail -n 1 "$2")" "$(grep -c ': ok$' "$2") ops ok" ;;
+        build) grep -E '^(triton|cuda) ' "$2" | tr -s ' ' | paste -sd ';' | cut -c1-250 ;;
         *) tail -n 1 "$2" ;;
     esac 2>/dev/null | head -c 280
 }

@@ -24,6 +24,7 @@ from torch import Tensor  # noqa: E402
 
 import moe_kernels as moe  # noqa: E402
 from gpu.arms import ours  # noqa: E402
+from gpu.timing import usable  # noqa: E402
 from moe_kernels.quantized_weights import quantize_int8, quantize_nf4  # noqa: E402
 from moe_kernels.testing import ExpertInputs, assert_close, expert_inputs  # noqa: E402
 
@@ -178,7 +179,7 @@ def main() -> int:
             # Whatever an op raises is told, and the next one runs.
             bad += 1
             said = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            broken = "CUDA error" in said
+            broken = not usable(device)
         print(said, flush=True)
         if broken:
             # Nothing works in this process any more: a fresh one goes on.

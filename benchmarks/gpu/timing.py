@@ -56,6 +56,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def usable(device: torch.device) -> bool:
+    """Whether the device still computes: after an illegal access nothing works in this process any more."""
+    try:
+        torch.zeros(1, device=device).add_(1)
+        synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 def _wall(call: Call, device: torch.device) -> float:
     synchronize(device)
     begin = time.perf_counter()

@@ -24,7 +24,7 @@ from gpu.check import Wrong  # noqa: E402
 from gpu.context import Context  # noqa: E402
 from gpu.plan import GROUPS  # noqa: E402
 from gpu.results import NOT_IMPORTABLE, Row  # noqa: E402
-from gpu.timing import CaptureFailed, Skip  # noqa: E402
+from gpu.timing import CaptureFailed, Skip, synchronize, usable  # noqa: E402
 from moe_kernels import BackendUnavailable  # noqa: E402
 
 LAST_WORDS = 400
@@ -39,6 +39,7 @@ def fill(context: Context, row: Row) -> bool:
     """Measure a row, or say in it why not; return whether this process is still fit for others."""
     try:
         GROUPS[row.group](context, row)
+        synchronize(context.device)
         return True
     except ImportError as error:
         row.status, row.reason = "skipped", f"{NOT_IMPORTABLE}{str(error).strip()[:LAST_WORDS]}"
@@ -52,7 +53,7 @@ def fill(context: Context, row: Row) -> bool:
     except Exception as error:
         # An arm may raise anything; the row says what.
         row.status, row.reason = "failed", _message(error)
-        return "CUDA error" not in str(error) and not isinstance(error, getattr(torch, "AcceleratorError", ()))
+        return usable(context.device)
 
 
 def main() -> int:

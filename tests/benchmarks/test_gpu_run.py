@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import results, run, summary
+from gpu import dispatch, results, run, summary
 from gpu.bars import bars
 from gpu.plan import GROUPS, rows
 from gpu.results import Row
@@ -59,23 +59,36 @@ ANSWER = "print(json.dumps(row | {'seconds': 1.0, 'fit': True}), flush=True)"
 def test_a_row_that_takes_its_worker_down_is_one_row(
     trouble: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "WORKER", _worker(tmp_path, f"if row['arm'] == 'bad': {trouble}\n{ANSWER}"))
-    monkeypatch.setattr(run, "FOR_A_ROW", 1.0)
+    monkeypatch.setattr(dispatch, "WORKER", _worker(tmp_path, f"if row['arm'] == 'bad': {trouble}\n{ANSWER}"))
+    monkeypatch.setattr(dispatch, "FOR_A_ROW", 1.0)
     data = results.load(tmp_path)
     todo = [Row("forward", "OLMoE", 1, arm) for arm in ("first", "bad", "last")]
-    run.measure_rows(data, tmp_path, "cpu", True, todo, time.monotonic() + 60)
+    dispatch.Dispatch(data, tmp_path, "cpu", True, time.monotonic() + 60).measure(todo)
     first, bad, last = results.rows_of(results.load(tmp_path))
     assert (first.status, bad.status, last.status) == ("ok", "failed", "ok")
     assert reason in bad.reason
 
 
+def test_what_takes_its_workers_down_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "WORKER", _worker(tmp_path, f"if row['arm'] != 'good': os._exit(7)\n{ANSWER}"))
+    data = results.load(tmp_path)
+    arms = ["triton", "triton", "triton", "Liger", "Liger", "good"]
+    todo = [Row("decode", "OLMoE", T, arm) for T, arm in enumerate(arms)]
+    dispatch.Dispatch(data, tmp_path, "cpu", True, time.monotonic() + 60).measure(
+        [*todo, Row("route", "", 1, "triton")]
+    )
+    states = [row.status for row in results.rows_of(data)]
+    assert states == ["failed", "failed", "skipped", "failed", "skipped", "ok", "failed"]
+    assert data["rows"][2]["reason"] == "not tried again: the process ended: exit status 7"
+
+
 def test_a_library_that_is_not_there_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = "row |= {'status': 'skipped', 'reason': 'not importable: x'}; open('tried', 'a').write('1')\n"
-    monkeypatch.setattr(run, "WORKER", _worker(tmp_path, refused + ANSWER))
+    monkeypatch.setattr(dispatch, "WORKER", _worker(tmp_path, refused + ANSWER))
     monkeypatch.chdir(tmp_path)
     data = results.load(tmp_path)
     todo = [Row("forward", "OLMoE", T, "Liger") for T in (1, 2)]
-    run.measure_rows(data, tmp_path, "cpu", True, todo, time.monotonic() + 60)
+    dispatch.Dispatch(data, tmp_path, "cpu", True, time.monotonic() + 60).measure(todo)
     assert data["unavailable"] == {"Liger": "not importable: x"}
     assert Path("tried").read_text() == "1"
     assert not data["rows"]
@@ -83,7 +96,7 @@ def test_a_library_that_is_not_there_is_tried_once(tmp_path: Path, monkeypatch: 
 
 def test_without_time_the_rows_say_so(tmp_path: Path) -> None:
     data = results.load(tmp_path) | {"ceilings": json.loads(CEILINGS)}
-    run.measure_rows(data, tmp_path, "cpu", True, [Row("route", "OLMoE", 1, "cpu")], time.monotonic())
+    dispatch.Dispatch(data, tmp_path, "cpu", True, time.monotonic()).measure([Row("route", "OLMoE", 1, "cpu")])
     assert [row.reason for row in results.rows_of(data)] == ["no time left"]
 
 
