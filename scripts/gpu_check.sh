@@ -15,7 +15,8 @@ cd "$(dirname "$0")/.." || exit 2
 
 usage() { echo "usage: scripts/gpu_check.sh [--parts LIST] [--minutes N] [--small] [--cpu] FOLDER" >&2; exit 2; }
 
-device=cuda small="" minutes=9 folder="" parts=build,every_op,tests,memcheck,racecheck,bench
+every=build,every_op,tests,memcheck,racecheck,bench
+device=cuda small="" minutes=9 folder="" parts=$every
 while [ $# -gt 0 ]; do
     case $1 in
         --parts | --minutes) [ $# -ge 2 ] || usage ;;&
@@ -30,6 +31,9 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$folder" ] || usage
 [[ $minutes =~ ^[0-9]+$ ]] || usage
+for name in ${parts//,/ }; do
+    [[ ,$every, == *",$name,"* ]] || usage
+done
 
 python=${PYTHON:-python3}
 export PATH="$PATH:/usr/local/cuda/bin" PYTHONUNBUFFERED=1
@@ -46,7 +50,8 @@ mkdir -p "$folder" || exit 2
 folder=$(cd "$folder" && pwd)
 deadline=$((SECONDS + minutes * 60))
 # For the table and the figure at the end.
-reserve=15 worst=0 child="" warming="" warm_log=""
+reserve=15 worst=0 child="" running="" warming="" warm_log=""
+declare -A begun=()
 
 record() { # NAME STATUS SECONDS DETAIL
     printf '%-10s %-12s %4d s  %s\n' "$1" "$2" "$3" "$4"
@@ -62,7 +67,11 @@ interrupted() {
     trap '' INT TERM
     [ -z "$warming" ] || stop_warming 0
     # timeout passes it on to all that it has started.
-    [ -z "$child" ] || { kill -TERM "$child" 2>/dev/null; wait "$child" 2>/dev/null; }
+    if [ -n "$child" ]; then
+        kill -TERM "$child" 2>/dev/null
+        wait "$child" 2>/dev/null
+        record "$running" interrupted 0 ""
+    fi
     echo "gpu_check: interrupted; what was found is kept" >&2
     finish
     exit 130
@@ -78,21 +87,31 @@ gist() { # NAME LOG
             grep -c PASSED "$2" ;;
         *check) echo "$(grep -E '(ERROR|RACECHECK) SUMMARY' "$2" | tail -n 1 | tr -d =)" \
             "$(grep -q SUMMARY "$2" || tail -n 1 "$2")" "$(grep -c ': ok$' "$2") ops ok" ;;
-        build) grep -E '^(triton|cuda) ' "$2" | tr -s ' ' | paste -sd ';' | cut -c1-250 ;;
+        build) grep -E '^(triton|cuda) ' "$2" | tr -s ' ' | paste -sd ';' | cut -c1-250
+            grep -m 1 -iE '(^| )error:' "$2" ;;
         *) tail -n 1 "$2" ;;
     esac 2>/dev/null | head -c 280
 }
 
-# What comes back from another machine must stay small.
-shorten() {
-    local limit=4194304
-    if [ "$(wc -c <"$1")" -gt $limit ]; then
-        { head -c 1048576 "$1"; printf '\n[…]\n'; tail -c 2097152 "$1"; } >"$1.short" && mv "$1.short" "$1"
-    fi
+# Begin a log anew at its first part of this run; two parts may share it.
+open_log() { # TITLE LOG
+    [ -n "${begun[$2]-}" ] || : >"$2"
+    begun[$2]=yes
+    printf '=== %s\n' "$1" >>"$2"
+}
+
+# Of a long log the begin and the end: what comes back from another machine must stay small.
+shorten() { # LOG
+    [ "$(wc -c <"$1")" -gt 4194304 ] || return 0
+    local short
+    short=$(mktemp)
+    { head -c 1048576 "$1"; printf '\n[…]\n'; tail -c 2097152 "$1"; } >"$short"
+    cat "$short" >"$1"
+    rm -f "$short"
 }
 
 part() { # NAME LIMIT LOG COMMAND...
-    local name=$1 limit=$2 log=$folder/$3 left=$((deadline - SECONDS - reserve)) begin=$SECONDS status own
+    local name=$1 limit=$2 log=$folder/$3 left=$((deadline - SECONDS - reserve)) begin=$SECONDS status own start
     shift 3
     [[ ,$parts, == *",$name,"* ]] || return 0
     if [ $left -lt 5 ]; then
@@ -102,13 +121,16 @@ part() { # NAME LIMIT LOG COMMAND...
     fi
     [ "$limit" -le $left ] || limit=$left
     printf '%-10s at most %d s\n' "$name" "$limit"
-    own=$(mktemp)
-    LIMIT=$limit timeout --signal=INT --kill-after=10 "$limit" "$@" >"$own" 2>&1 </dev/null &
-    child=$!
+    open_log "$name" "$log"
+    start=$(wc -c <"$log")
+    # Straight into the log: whoever kills this script has what there is.
+    LIMIT=$limit timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$log" 2>&1 </dev/null &
+    child=$! running=$name
     wait $child
     status=$?
     child=""
-    { printf '=== %s\n' "$name"; cat "$own"; } >>"$log"
+    own=$(mktemp)
+    tail -c +$((start + 1)) "$log" >"$own"
     shorten "$log"
     case $status in
         0) status=passed ;;
@@ -119,11 +141,12 @@ part() { # NAME LIMIT LOG COMMAND...
     rm -f "$own"
 }
 
-build() {
+build() { # DEVICE PYTHON
+    local status=0
     if [ "$1" = cuda ]; then
-        MOE_KERNELS_CUDA=auto "$2" -m pip install --no-build-isolation --no-deps -e . || return
+        MOE_KERNELS_CUDA=auto "$2" -m pip install --no-build-isolation --no-deps -e . || status=$?
     fi
-    "$2" -m moe_kernels
+    "$2" -m moe_kernels && return "$status"
 }
 
 run_tests() { # DEVICE PYTHON SMALL
@@ -182,7 +205,8 @@ stop_warming() {
     wait "$warming" 2>/dev/null
     warming=""
     [ $waited -eq 0 ] || echo "waited $waited s for kernels to be compiled"
-    { echo "=== compiled beforehand"; cat "$warm_log"; } >>"$folder/bench.log"
+    open_log "compiled beforehand" "$folder/bench.log"
+    cat "$warm_log" >>"$folder/bench.log"
     rm -f "$warm_log"
 }
 

@@ -36,7 +36,9 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [(), ("--minutes",), ("--unknown", "x"), ("--minutes", "x", "y"), ("a", "b")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("--minutes",), ("--unknown", "x"), ("--minutes", "x", "y"), ("--parts", "x", "y"), ("a", "b")]
+)
 def test_wrong_arguments_give_the_usage(arguments: tuple[str, ...]) -> None:
     done = _run(*arguments)
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "usage")
