@@ -62,6 +62,8 @@ def _unpermute_backward_kernel(
     BLOCK_H: tl.constexpr,
 ):
     slot = tl.program_id(0).to(tl.int64)
+    # Divided in 32 bits: 64 are a subroutine.
+    token = (tl.program_id(0) // K).to(tl.int64)
     row = tl.load(slot_row + slot).to(tl.int64)
     h_H = tl.arange(0, BLOCK_H)
     if row >= 0:
@@ -71,7 +73,7 @@ def _unpermute_backward_kernel(
         dot_H = tl.zeros((BLOCK_H,), tl.float32)
         for first in range(0, H, BLOCK_H):
             column_H = first + h_H < H
-            grad_H = tl.load(grad + slot // K * grad_stride + first + h_H, mask=column_H, other=0.0).to(tl.float32)
+            grad_H = tl.load(grad + token * grad_stride + first + h_H, mask=column_H, other=0.0).to(tl.float32)
             at_H = grad_rows + row * grad_rows_stride + first + h_H
             tl.store(at_H, (grad_H * weight).to(grad_rows.dtype.element_ty), mask=column_H)
             if weights is not None:
