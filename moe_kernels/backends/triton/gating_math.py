@@ -82,9 +82,10 @@ def log_or_zero(p):
 
 
 @triton.jit
-def load_logits(logits, noise, t_T1, e_1E, stride, E, mask):
-    """Return logits plus noise in float32; -inf outside the mask. Noise has no gaps between its rows."""
-    l_TE = tl.load(logits + t_T1 * stride + e_1E, mask=mask, other=-INFINITY).to(tl.float32)
+def load_logits(logits, noise, start, i_T1, e_1E, stride, E, mask):
+    """Return logits plus noise of the tokens start + i in float32; -inf outside the mask. Noise has no gaps."""
+    # Within a tile 32 bits are enough: half the registers of 64-bit pointers.
+    l_TE = tl.load(logits + start * stride + (i_T1 * stride + e_1E), mask=mask, other=-INFINITY).to(tl.float32)
     if noise is not None:
-        l_TE += tl.load(noise + t_T1 * E + e_1E, mask=mask, other=0.0).to(tl.float32)
+        l_TE += tl.load(noise + start * E + (i_T1 * E + e_1E), mask=mask, other=0.0).to(tl.float32)
     return l_TE

@@ -112,6 +112,7 @@ def _gating_kernel(
     e_E = _expert_at(c_E, SIZE, SIZE_PAD)
     real_E = (c_E % SIZE_PAD < SIZE) & (e_E < E)
     k_K = tl.arange(0, K_PAD)
+    i_T1 = tl.arange(0, BLOCK_T)[:, None]
     counts_TE = tl.zeros((BLOCK_T, COLUMNS), tl.int32)
     probability_TE = tl.zeros((BLOCK_T, COLUMNS), tl.float32)
     z_T = tl.zeros((BLOCK_T,), tl.float32)
@@ -121,10 +122,10 @@ def _gating_kernel(
         bias_E = tl.load(bias + e_E, mask=real_E, other=0.0).to(tl.float32)
 
     for first in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
+        start = tl.cast(first, tl.int64)
         t_T = first + tl.arange(0, BLOCK_T)
-        t_T1 = t_T.to(tl.int64)[:, None]
         here_TE = (t_T < T)[:, None] & real_E[None, :]
-        l_TE = load_logits(logits, noise, t_T1, e_E[None, :], stride, E, here_TE)
+        l_TE = load_logits(logits, noise, start, i_T1, e_E[None, :], stride, E, here_TE)
         p_TE, lse_T, broken_T, top_T, total_T = softmax(l_TE)
 
         choice_TE = l_TE
@@ -149,12 +150,12 @@ def _gating_kernel(
 
         # The chosen logits are read again: cheaper than finding them in the tile.
         here_TK = (t_T < T)[:, None] & (k_K < K)[None, :]
-        l_TK = load_logits(logits, noise, t_T1, index_TK, stride, E, here_TK)
+        l_TK = load_logits(logits, noise, start, i_T1, index_TK, stride, E, here_TK)
         weight_TK = _weights_of(l_TK, (k_K < K)[None, :], top_T, total_T, SIGMOID, RENORMALIZE)
         weight_TK = tl.where(broken_T[:, None], float("nan"), weight_TK * scale)
-        at_TK = t_T1 * K + k_K[None, :]
-        tl.store(weights + at_TK, weight_TK, mask=here_TK)
-        tl.store(indices + at_TK, index_TK, mask=here_TK)
+        at_TK = i_T1 * K + k_K[None, :]
+        tl.store(weights + start * K + at_TK, weight_TK, mask=here_TK)
+        tl.store(indices + start * K + at_TK, index_TK, mask=here_TK)
 
         counted_T = t_T < T
         if mask is not None:
@@ -233,11 +234,12 @@ def _gating_backward_kernel(
     RENORMALIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
+    start = tl.program_id(0).to(tl.int64) * BLOCK_T
     t_T = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    t_T1 = t_T.to(tl.int64)[:, None]
+    i_T1 = tl.arange(0, BLOCK_T)[:, None]
     e_E = tl.arange(0, E_PAD)
     here_TE = (t_T < T)[:, None] & (e_E < E)[None, :]
-    l_TE = load_logits(logits, noise, t_T1, e_E[None, :], stride, E, here_TE)
+    l_TE = load_logits(logits, noise, start, i_T1, e_E[None, :], stride, E, here_TE)
     p_TE, lse_T, _, _, _ = softmax(l_TE)
 
     # The statistics.
@@ -260,14 +262,14 @@ def _gating_backward_kernel(
     w_TE = tl.zeros((BLOCK_T, E_PAD), tl.float32)
     chosen_TE = g_TE != 0
     for k in range(K):
-        at_T = t_T.to(tl.int64) * K + k
-        index_T = tl.load(indices + at_T, mask=t_T < T, other=-1)
+        at_T = tl.arange(0, BLOCK_T) * K + k
+        index_T = tl.load(indices + start * K + at_T, mask=t_T < T, other=-1)
         this_TE = index_T[:, None] == e_E[None, :]
         chosen_TE |= this_TE
-        g_T = tl.load(grad_weights + at_T, mask=t_T < T, other=0.0) * scale
+        g_T = tl.load(grad_weights + start * K + at_T, mask=t_T < T, other=0.0) * scale
         g_TE = tl.where(this_TE, g_T[:, None], g_TE)
         if RENORMALIZE:
-            w_T = tl.load(weights + at_T, mask=t_T < T, other=0.0)
+            w_T = tl.load(weights + start * K + at_T, mask=t_T < T, other=0.0)
             w_TE = tl.where(this_TE, w_T[:, None], w_TE)
     if RENORMALIZE:
         w_TE = tl.where(scale != 0, w_TE / scale, 0.0)
@@ -284,4 +286,4 @@ def _gating_backward_kernel(
         grad_TE += tl.where(chosen_TE, g_TE * s_TE * (1 - s_TE), 0.0)
     else:
         grad_TE += p_TE * (g_TE - tl.sum(p_TE * g_TE, 1)[:, None])
-    tl.store(grad + t_T1 * E + e_E[None, :], grad_TE.to(grad.dtype.element_ty), mask=here_TE)
+    tl.store(grad + start * E + (i_T1 * E + e_E[None, :]), grad_TE.to(grad.dtype.element_ty), mask=here_TE)
