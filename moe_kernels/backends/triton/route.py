@@ -126,8 +126,9 @@ def _rank_kernel(
         for step in range(0, RANKED, STEP):
             n_S = start + step + tl.arange(0, STEP)
             expert_S = _expert_of(indices, n_S, N, E)
-            before_BS = (expert_S[None, :] == expert_B[:, None]) & (n_S[None, :] < n_B[:, None])
-            row_B += tl.sum(before_BS.to(tl.int32), 1)
+            # The slots that are ranked lie along the lanes, so that most of the sum stays in a thread.
+            before_SB = (expert_S[:, None] == expert_B[None, :]) & (n_S[:, None] < n_B[None, :])
+            row_B += tl.sum(before_SB.to(tl.int32), 0)
         _store_rows(expert_B, n_B, row_B, row_token, slot_row, N, E, K)
         next_E += tl.histogram(expert_B, BINS)
 
