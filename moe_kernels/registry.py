@@ -150,8 +150,17 @@ def kernel(
     name = choose(op, backend, *tensors, batch_invariant=batch_invariant)
     call = _function(name, op, "_backward" if backward else "")
     if batch_invariant and op in SUMS and _find(name).load().BATCH_INVARIANT == "on request":
-        return partial(call, batch_invariant=True)
+        call = partial(call, batch_invariant=True)
+    first = next((t for t in tensors if t is not None), None)
+    if first is not None and first.is_cuda and first.device.index != torch.cuda.current_device():
+        return partial(_on, first.device, call)
     return call
+
+
+def _on(device: torch.device, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call with the device as the current one, which is where Triton launches."""
+    with torch.cuda.device(device):
+        return call(*arguments, **options)
 
 
 def available_backends() -> dict[str, str | None]:
