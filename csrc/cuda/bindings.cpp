@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -33,6 +34,11 @@ TensorView make_view(uint64_t address, const std::vector<int64_t>& shape, const 
 
 cudaStream_t stream_of(uint64_t handle) { return reinterpret_cast<cudaStream_t>(static_cast<uintptr_t>(handle)); }
 
+// Not a pointer that may be null: pybind11 does not take None for one where another module knows the class, as
+// moe_kernels._C does.
+using MaybeView = std::optional<TensorView>;
+const TensorView* pointer(const MaybeView& view) { return view ? &*view : nullptr; }
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -42,8 +48,7 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<TensorView>(m, "View", py::module_local())
       .def(py::init(&make_view), py::arg("address"), py::arg("shape"), py::arg("strides"), py::arg("dtype"));
 
-  m.def(
-      "load", [](int device) { moe::cuda::load(device); }, py::arg("device"), Release());
+  m.def("load", [](int device) { moe::cuda::load(device); }, py::arg("device"), Release());
   m.def(
       "permute",
       [](const TensorView& x, const TensorView& offsets, const TensorView& row_token, const TensorView& out, int device,
@@ -52,19 +57,18 @@ PYBIND11_MODULE(_cuda, m) {
       Release());
   m.def(
       "unpermute",
-      [](const TensorView& rows, const TensorView& slot_row, const TensorView* weights, const TensorView& out,
-         int device, uint64_t stream) {
-        moe::cuda::unpermute(rows, slot_row, weights, out, device, stream_of(stream));
-      },
-      py::arg("rows"), py::arg("slot_row"), py::arg("weights").none(true), py::arg("out"), py::arg("device"),
-      py::arg("stream"), Release());
+      [](const TensorView& rows, const TensorView& slot_row, const MaybeView& weights, const TensorView& out,
+         int device,
+         uint64_t stream) { moe::cuda::unpermute(rows, slot_row, pointer(weights), out, device, stream_of(stream)); },
+      py::arg("rows"), py::arg("slot_row"), py::arg("weights"), py::arg("out"), py::arg("device"), py::arg("stream"),
+      Release());
   m.def(
       "unpermute_backward",
-      [](const TensorView& grad, const TensorView& rows, const TensorView& slot_row, const TensorView* weights,
-         const TensorView& grad_rows, const TensorView* grad_weights, int device, uint64_t stream) {
-        moe::cuda::unpermute_backward(grad, rows, slot_row, weights, grad_rows, grad_weights, device,
+      [](const TensorView& grad, const TensorView& rows, const TensorView& slot_row, const MaybeView& weights,
+         const TensorView& grad_rows, const MaybeView& grad_weights, int device, uint64_t stream) {
+        moe::cuda::unpermute_backward(grad, rows, slot_row, pointer(weights), grad_rows, pointer(grad_weights), device,
                                       stream_of(stream));
       },
-      py::arg("grad"), py::arg("rows"), py::arg("slot_row"), py::arg("weights").none(true), py::arg("grad_rows"),
-      py::arg("grad_weights").none(true), py::arg("device"), py::arg("stream"), Release());
+      py::arg("grad"), py::arg("rows"), py::arg("slot_row"), py::arg("weights"), py::arg("grad_rows"),
+      py::arg("grad_weights"), py::arg("device"), py::arg("stream"), Release());
 }
