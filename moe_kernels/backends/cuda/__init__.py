@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_kernels.backends.cuda import launch
 
 EXPERIMENTAL = True
-IMPLEMENTED = ("permute", "unpermute")
+IMPLEMENTED = ("topk_gating", "route", "permute", "unpermute")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
