@@ -168,16 +168,19 @@ __global__ void __launch_bounds__(MOST_THREADS) route_kernel(RouteArgs a) {
   for (int e = threadIdx.x; e < range; e += threads) next[e] += before[e];
   __syncthreads();
 
-  for (int64_t round = begin; round < end; round += int64_t{threads} * ITEMS) {
+  // Fewer items where they suffice, so that all warps have some.
+  const int items = static_cast<int>(min(int64_t{ITEMS}, (end - begin + threads - 1) / threads));
+  for (int64_t round = begin; round < end; round += int64_t{threads} * items) {
     for (int i = threadIdx.x; i < warps * range; i += threads) warp_count[i] = 0;
     __syncthreads();
     // A warp's slots lie side by side, 32 at a time: the order of warps, items and lanes is that of the slots.
-    const int64_t mine = round + int64_t{warp} * WARP * ITEMS + lane;
+    const int64_t mine = round + int64_t{warp} * WARP * items + lane;
     int32_t expert[ITEMS], rank[ITEMS];
 #pragma unroll
-    for (int i = 0; i < ITEMS; ++i) expert[i] = mine + i * WARP < end ? a.expert(mine + i * WARP) : NOBODY;
+    for (int i = 0; i < ITEMS; ++i) expert[i] = i < items && mine + i * WARP < end ? a.expert(mine + i * WARP) : NOBODY;
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
+      if (i >= items) break;
       const int32_t e = expert[i] - first;
       const bool in_range = expert[i] != NOBODY && e >= 0 && e < range;
       const uint32_t alike = lanes_alike(static_cast<uint32_t>(e), in_range, bits);
@@ -204,7 +207,7 @@ __global__ void __launch_bounds__(MOST_THREADS) route_kernel(RouteArgs a) {
     for (int i = 0; i < ITEMS; ++i) {
       const int64_t slot = mine + i * WARP;
       const int32_t e = expert[i] - first;
-      if (slot >= end) continue;
+      if (i >= items || slot >= end) continue;
       if (expert[i] == NOBODY) {
         if (first == 0) a.slot_row[slot] = -1;
       } else if (e >= 0 && e < range) {

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t TOKENS_OF_ONE_BLOCK = 2 * GATING_WARPS;
 // Two blocks for each multiprocessor of an H100 or H200. Fixed, so that the order of the sums is.
 constexpr int64_t MOST_BLOCKS = 264;
-constexpr int FINISH_SLICES = 8;
+constexpr int FINISH_SLICES = 16;
 
 // Sums over tokens, E or one a block; `tokens` counts those that the mask lets through.
 struct Sums {
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(GATING_THREADS, blocks_per_sm(V)) topk_gating_
   if (!alone) *mine.tokens = tokens;
 }
 
-// 32 experts a block, the first kernel's blocks in 8 slices; the first block adds the two scalars as well.
+// 32 experts a block, the first kernel's blocks in slices; the first block adds the two scalars as well.
 __global__ void __launch_bounds__(FINISH_SLICES* WARP)
     topk_gating_statistics_kernel(Sums partial, Statistics out, int blocks, int experts) {
   MOE_SHARED(float, slice_mass, [FINISH_SLICES][WARP]);
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(FINISH_SLICES* WARP)
   const int e = blockIdx.x * WARP + lane;
   float mass = 0.0f;
   int32_t count = 0, tokens = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int block = slice; block < blocks; block += FINISH_SLICES)
     if (e < experts) {
       mass += partial.mass[int64_t{block} * experts + e];
