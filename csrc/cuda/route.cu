@@ -213,7 +213,8 @@ __global__ void __launch_bounds__(MOST_THREADS) route_kernel(RouteArgs a) {
       } else if (e >= 0 && e < range) {
         const int32_t row = next[e] + warp_count[warp * range + e] + rank[i];
         a.slot_row[slot] = row;
-        a.row_token[row] = static_cast<int32_t>(slot / a.experts_per_token);
+        a.row_token[row] =
+            static_cast<int32_t>(static_cast<uint32_t>(slot) / static_cast<uint32_t>(a.experts_per_token));
       }
     }
     __syncthreads();
