@@ -164,9 +164,7 @@ __global__ void __launch_bounds__(MOST_THREADS) route_kernel(RouteArgs a) {
   if (blockIdx.x == 0)
     for (int e = threadIdx.x; e < range; e += threads) a.offsets[first + e] = next[e];
   if (blockIdx.x == 0 && first + range == a.experts && threadIdx.x == 0) a.offsets[a.experts] = valid;
-  __syncthreads();
   for (int e = threadIdx.x; e < range; e += threads) next[e] += before[e];
-  __syncthreads();
 
   // Fewer items where they suffice, so that all warps have some.
   const int items = static_cast<int>(min(int64_t{ITEMS}, (end - begin + threads - 1) / threads));
@@ -219,7 +217,6 @@ __global__ void __launch_bounds__(MOST_THREADS) route_kernel(RouteArgs a) {
     }
     __syncthreads();
     for (int e = threadIdx.x; e < range; e += threads) next[e] += total[e];
-    __syncthreads();
   }
 
   // Rows of nobody; each tile owns as many rows as it has slots.

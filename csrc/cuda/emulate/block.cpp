@@ -134,30 +134,44 @@ std::string stuck() {
   return text + "\n  " + std::to_string(b.size - waiting) + " threads have ended";
 }
 
+// Lets the thread go on if it can, until it waits or ends.
+bool go_on(Thread& t) {
+  Block& b = the_block;
+  if (t.fiber->ended()) return false;
+  if (t.waits_for) {
+    if (!t.holds || !t.holds(t.condition)) return false;
+    t.waits_for = nullptr;
+    t.holds = nullptr;
+  }
+  b.now = &t;
+  threadIdx = t.index;
+  t.fiber->resume();
+  if (b.error) std::rethrow_exception(b.error);
+  if (t.fiber->ended()) {
+    --b.live;
+    for (int id = 0; id < BARRIERS; ++id)
+      if (b.barriers[id].arrived && !b.barriers[id].threads) release_if_full(id);
+  }
+  return true;
+}
+
 void run_block(const std::vector<int>& initial) {
   Block& b = the_block;
   std::vector<int> turns = initial;
   while (b.live > 0) {
     bool moved = false;
-    if (the_order == Order::shuffled) arrange(turns);
-    for (int i : turns) {
-      Thread& t = b.threads[i];
-      if (t.fiber->ended()) continue;
-      if (t.waits_for) {
-        if (!t.holds || !t.holds(t.condition)) continue;
-        t.waits_for = nullptr;
-        t.holds = nullptr;
-      }
-      moved = true;
-      b.now = &t;
-      threadIdx = t.index;
-      t.fiber->resume();
-      if (b.error) std::rethrow_exception(b.error);
-      if (t.fiber->ended()) {
-        --b.live;
-        for (int id = 0; id < BARRIERS; ++id)
-          if (b.barriers[id].arrived && !b.barriers[id].threads) release_if_full(id);
-      }
+    if (the_order == Order::shuffled) {
+      arrange(turns);
+      for (int i : turns) moved = go_on(b.threads[i]) || moved;
+    } else {
+      // A warp goes as far as it can before the next one begins: what a missing barrier lets it overwrite, it does.
+      for (size_t first = 0; first < turns.size(); first += WARP)
+        for (bool again = true; again;) {
+          again = false;
+          for (size_t i = first; i < std::min(first + WARP, turns.size()); ++i)
+            again = go_on(b.threads[turns[i]]) || again;
+          moved = moved || again;
+        }
     }
     if (moved) continue;
     if (b.put_off.empty()) throw std::runtime_error(stuck());

@@ -29,7 +29,8 @@ constexpr int WARPGROUP = 128;
 // What a block of an H100 or H200 may have.
 constexpr size_t MOST_SHARED = 227 * 1024;
 
-// In which order threads and blocks take turns. A right kernel gives the same bits in all of them.
+// In which order threads and blocks take turns: warp by warp, each as far as it gets, or every thread at random. A
+// right kernel gives the same bits in all of them.
 enum class Order { ascending, descending, shuffled };
 void set_order(Order order, uint64_t seed = 0);
 
