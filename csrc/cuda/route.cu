@@ -71,7 +71,7 @@ MOE_DEVICE Others count_experts(const RouteArgs& a, int64_t begin, int64_t end, 
   return others;
 }
 
-__global__ void __launch_bounds__(MOST_THREADS) route_count_kernel(RouteArgs a) {
+__global__ void __launch_bounds__(MOST_THREADS, 1) route_count_kernel(RouteArgs a) {
   MOE_SHARED(int32_t, counts, [RANGE]);
   const int first = blockIdx.y * RANGE, range = min(RANGE, a.experts - first);
   for (int e = threadIdx.x; e < range; e += blockDim.x) counts[e] = 0;
@@ -119,7 +119,7 @@ MOE_DEVICE void exclusive_scan(const int32_t* total, int32_t* start, int range, 
 }
 
 // One tile and one range of experts a block. The counts of a round are below 2^16.
-__global__ void __launch_bounds__(MOST_THREADS) route_kernel(RouteArgs a) {
+__global__ void __launch_bounds__(MOST_THREADS, 1) route_kernel(RouteArgs a) {
   MOE_SHARED(uint16_t, warp_count, [MOST_WARPS * RANGE]);
   MOE_SHARED(int32_t, total, [RANGE]);
   MOE_SHARED(int32_t, next, [RANGE]);    // the row of the expert's next slot
