@@ -1,13 +1,10 @@
 // Row gather, weighted gather-sum and its gradient: memory-bound kernels that read and write each element once.
-#include "cuda/permute.cuh"
-
-#include <cuda_runtime.h>
-
 #include <stdexcept>
 
+#include "cuda/kernel.h"
 #include "cuda/launch.h"
+#include "cuda/permute.cuh"
 #include "cuda/permute.h"
-#include "cuda/runtime.h"
 
 namespace moe::cuda {
 namespace {
@@ -30,7 +27,7 @@ __global__ void unpermute_kernel(UnpermuteArgs<T> a) {
 // every batch.
 template <typename T, int WIDTH>
 __global__ void __launch_bounds__(REDUCE_THREADS) unpermute_backward_kernel(UnpermuteBackwardArgs<T> a) {
-  __shared__ float partial[REDUCE_THREADS / WARP];
+  MOE_SHARED(float, partial, [REDUCE_THREADS / WARP]);
   const int64_t slot = blockIdx.x;
   float dot = unpermute_backward_thread<T, WIDTH>(a, slot, threadIdx.x, REDUCE_THREADS);
   if (!a.weights) return;
@@ -59,19 +56,22 @@ void launch_permute(const TensorView& x, const TensorView& offsets, const Tensor
                       out.shape[0],
                       x.shape[1] * size / units};
   const RowLaunch l = row_launch(a.rows, a.columns);
-  permute_kernel<Unit><<<dim3(l.grid_rows, l.grid_columns), dim3(l.columns, l.rows), 0, stream>>>(a);
-  check(cudaGetLastError(), "permute");
+  launch("permute", permute_kernel<Unit>, dim3(l.grid_rows, l.grid_columns), dim3(l.columns, l.rows), 0, stream, a);
 }
 
 template <typename T, int WIDTH>
 void launch_unpermute(const TensorView& rows, const TensorView& slot_row, const TensorView* weights,
                       const TensorView& out, cudaStream_t stream) {
-  UnpermuteArgs<T> a{rows_of<const T>(rows), rows_of<T>(out),   slot_row.as<const int32_t>(),
+  UnpermuteArgs<T> a{rows_of<const T>(rows),
+                     rows_of<T>(out),
+                     slot_row.as<const int32_t>(),
                      weights ? weights->as<const float>() : nullptr,
-                     out.shape[0],           slot_row.shape[1], out.shape[1] / WIDTH};
+                     out.shape[0],
+                     slot_row.shape[1],
+                     out.shape[1] / WIDTH};
   const RowLaunch l = row_launch(a.tokens, a.columns);
-  unpermute_kernel<T, WIDTH><<<dim3(l.grid_rows, l.grid_columns), dim3(l.columns, l.rows), 0, stream>>>(a);
-  check(cudaGetLastError(), "unpermute");
+  launch("unpermute", unpermute_kernel<T, WIDTH>, dim3(l.grid_rows, l.grid_columns), dim3(l.columns, l.rows), 0, stream,
+         a);
 }
 
 template <typename T, int WIDTH>
@@ -87,8 +87,8 @@ void launch_unpermute_backward(const TensorView& grad, const TensorView& rows, c
                              slot_row.numel(),
                              slot_row.shape[1],
                              grad.shape[1] / WIDTH};
-  unpermute_backward_kernel<T, WIDTH><<<static_cast<uint32_t>(a.slots), REDUCE_THREADS, 0, stream>>>(a);
-  check(cudaGetLastError(), "unpermute_backward");
+  launch("unpermute_backward", unpermute_backward_kernel<T, WIDTH>, static_cast<uint32_t>(a.slots), REDUCE_THREADS, 0,
+         stream, a);
 }
 
 // Calls visit.run<T, WIDTH>() with the element type and either a full 16-byte vector or single elements.
@@ -125,15 +125,10 @@ struct UnpermuteBackward {
 };
 
 struct Load {
-  template <typename Kernel>
-  static void one(Kernel kernel) {
-    cudaFuncAttributes attributes;
-    check(cudaFuncGetAttributes(&attributes, kernel), "loading a kernel");
-  }
   template <typename T, int WIDTH>
   void run() const {
-    one(unpermute_kernel<T, WIDTH>);
-    one(unpermute_backward_kernel<T, WIDTH>);
+    load_kernel(unpermute_kernel<T, WIDTH>);
+    load_kernel(unpermute_backward_kernel<T, WIDTH>);
   }
 };
 
@@ -172,12 +167,11 @@ void unpermute_backward(const TensorView& grad, const TensorView& rows, const Te
   by_element(grad.dtype, wide, UnpermuteBackward{grad, rows, slot_row, weights, grad_rows, grad_weights, stream});
 }
 
-void load(int device) {
-  DeviceGuard guard(device);
-  Load::one(permute_kernel<uint4>);
-  Load::one(permute_kernel<uint2>);
-  Load::one(permute_kernel<uint32_t>);
-  Load::one(permute_kernel<uint16_t>);
+void load_permute() {
+  load_kernel(permute_kernel<uint4>);
+  load_kernel(permute_kernel<uint2>);
+  load_kernel(permute_kernel<uint32_t>);
+  load_kernel(permute_kernel<uint16_t>);
   for (DType dtype : {DType::f32, DType::f16, DType::bf16})
     for (bool wide : {false, true}) by_element(dtype, wide, Load{});
 }

@@ -1,7 +1,8 @@
 """CUDA kernels from `moe_kernels._cuda`: torch-free native code that is given addresses and a stream.
 
-The kernels compile for every supported architecture and their code is tested on the host, but they have not been run
-on a GPU: `moe_kernels.preferences` uses them only when they are asked for by name.
+The kernels compile for every supported architecture and are tested on blocks emulated by the host
+(csrc/cuda/emulate), but they have not been run on a GPU: `moe_kernels.preferences` uses them only when they are asked
+for by name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from moe_kernels.backends.cuda import launch
 
 # Each kernel has one tile, whose order of sums is fixed.
 BATCH_INVARIANT = "always"
-IMPLEMENTED = ("permute", "unpermute")
+IMPLEMENTED = ("topk_gating", "route", "permute", "unpermute")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

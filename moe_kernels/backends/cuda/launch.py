@@ -60,7 +60,7 @@ def optional_view(tensor: Tensor | None) -> Any:
 
 def launch_arguments(tensor: Tensor) -> tuple[int, int]:
     """Return the tensor's device index and the handle of the stream that torch is using on it."""
-    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+    return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def with_unit_columns(tensor: Tensor) -> Tensor:
