@@ -68,6 +68,7 @@ def _activation_gradient_kernel(
         mask = owned[:, None] & inside[None, :]
         grad_act = product(
             pointers,
+            owned,
             w,
             expert,
             column,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_kernels.backends.triton import tiles
 from moe_kernels.backends.triton.activation_gradient import activation_gradient
+from moe_kernels.backends.triton.decode import decode
 from moe_kernels.backends.triton.grouped_mm_kernels import multiply_rows
 from moe_kernels.backends.triton.route import route_triton
 from moe_kernels.backends.triton.row_reductions import slot_gradient, weight_of_row
@@ -33,6 +35,11 @@ def fused_experts_triton(
     up, back = weight_of(gate_up, transposed), weight_of(down, transposed)
     gated = up.columns == 2 * back.k
     interleaved = interleaved and gated
+    if not save and not batch_invariant and tiles.decodes(*indices.shape):
+        biases = (gate_up_bias, down_bias)
+        nothing = torch.empty(0, dtype=torch.int32, device=x.device)
+        out = decode(x, indices, weights, up, back, *biases, activation, gated, interleaved)
+        return out, x.new_empty(0), nothing, nothing.clone(), nothing.clone()
     offsets, row_token, slot_row = route_triton(indices, back.E)
     act, pre = up_projection(
         x,

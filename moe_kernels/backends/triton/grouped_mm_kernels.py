@@ -64,6 +64,7 @@ def _grouped_mm_kernel(
             stop = tl.where(expert < E, K_SIZE, 0)
         acc = product(
             pointers,
+            owned,
             w,
             expert,
             column,

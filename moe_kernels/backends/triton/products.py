@@ -79,7 +79,7 @@ def weight_block(
 def row_pointers(x, gather, row, end, stride_row, BLOCK_ROWS: tl.constexpr, GATHER: tl.constexpr):
     """Return the rows (BLOCK_ROWS), which of them are this expert's, and pointers to the first element of each.
 
-    Past the end the last row is read again: what it gives is not stored, and no load needs a mask for it.
+    Past the end the pointers are those of the last row: what it gives is not stored, and large tiles load it unmasked.
     """
     rows = row + tl.arange(0, BLOCK_ROWS)
     owned = rows < end
@@ -90,17 +90,27 @@ def row_pointers(x, gather, row, end, stride_row, BLOCK_ROWS: tl.constexpr, GATH
 
 
 @triton.jit
-def x_block(pointers, k, end_k, BLOCK_K: tl.constexpr, WHOLE_K: tl.constexpr):
-    """Return (BLOCK_ROWS, BLOCK_K) of the rows at `pointers`, zero from `end_k` on."""
+def x_block(pointers, owned, k, end_k, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE_K: tl.constexpr):
+    """Return (BLOCK_ROWS, BLOCK_K) of the rows at `pointers`, zero from `end_k` on.
+
+    In a small tile most rows may be nobody's: a mask keeps their bytes from being fetched, which would be as many as
+    the weight's.
+    """
     ks = k + tl.arange(0, BLOCK_K)
-    if WHOLE_K:
-        return tl.load(pointers[:, None] + ks[None, :])
-    return tl.load(pointers[:, None] + ks[None, :], mask=(ks < end_k)[None, :], other=0.0)
+    places = pointers[:, None] + ks[None, :]
+    if BLOCK_ROWS <= 32:
+        block = tl.load(places, mask=owned[:, None] & (ks < end_k)[None, :], other=0.0)
+    elif WHOLE_K:
+        block = tl.load(places)
+    else:
+        block = tl.load(places, mask=(ks < end_k)[None, :], other=0.0)
+    return block
 
 
 @triton.jit
 def product(
     pointers,
+    owned,
     w,
     expert,
     column,
@@ -125,7 +135,7 @@ def product(
     """
     acc = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for k in tl.range(0, stop, BLOCK_K):
-        a = x_block(pointers, k, K_SIZE, BLOCK_K, WHOLE_K)
+        a = x_block(pointers, owned, k, K_SIZE, BLOCK_ROWS, BLOCK_K, WHOLE_K)
         b = weight_block(
             w,
             expert,
@@ -150,6 +160,7 @@ def product(
 @triton.jit
 def product_of_halves(
     pointers,
+    owned,
     w,
     expert,
     column,
@@ -174,7 +185,7 @@ def product_of_halves(
     gate = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     up = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for k in tl.range(0, K_SIZE, BLOCK_K):
-        a = x_block(pointers, k, K_SIZE, BLOCK_K, WHOLE_K)
+        a = x_block(pointers, owned, k, K_SIZE, BLOCK_ROWS, BLOCK_K, WHOLE_K)
         b = weight_block(
             w,
             expert,

@@ -13,6 +13,10 @@ from moe_kernels.backends.triton.platform import Device
 # One row count that stands for all of them where bits must not depend on the rows.
 INVARIANT_ROWS = 64
 GROUP_ROWS = 16
+# The way of `decode` compares every slot with every other, and reads a weight again for every tile of rows.
+DECODE_TOKENS, DECODE_SLOTS = 64, 512
+# Programs per processor that it aims at.
+DECODE_PROGRAMS = 4
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class Tile:
 # thread; smaller ones where a program has fewer registers or less shared memory.
 HALF: dict[str, tuple[tuple[int, Tile], ...]] = {
     "interpreter": (
-        (16, Tile(16, 32, 32, 4, 2)),
-        (1 << 30, Tile(64, 64, 64, 4, 2)),
+        (32, Tile(32, 64, 64, 4, 2)),
+        (1 << 30, Tile(128, 128, 128, 4, 2)),
     ),
     "sm_80": (
         (16, Tile(16, 64, 128, 4, 4, 2)),
@@ -74,7 +78,7 @@ HALF: dict[str, tuple[tuple[int, Tile], ...]] = {
 FLOAT32 = ((16, Tile(16, 64, 32, 4, 2, 2)), (1 << 30, Tile(64, 64, 16, 8, 2, 2)))
 
 GRADIENT = {
-    "interpreter": Tile(64, 64, 64, 4, 2),
+    "interpreter": Tile(128, 128, 64, 4, 2),
     "sm_80": Tile(128, 128, 32, 8, 4),
     "sm_90": Tile(128, 256, 64, 8, 3),
     "sm_100": Tile(128, 256, 64, 8, 3),
@@ -127,6 +131,37 @@ def activation_gradient_tile(device: Device, itemsize: int, rows: int, E: int) -
     """
     tile = rows_tile(device, itemsize, rows, E)
     return replace(tile, columns=128, stages=3, occupancy=2) if tile.columns > 128 else tile
+
+
+def decodes(T: int, K: int) -> bool:
+    """Whether so many tokens with K experts each go the way of `decode`."""
+    return T <= DECODE_TOKENS and 0 < T * K <= DECODE_SLOTS
+
+
+def decode_tile(
+    device: Device, itemsize: int, T: int, N: int, candidates: int, columns: int, transposed: bool
+) -> Tile:
+    """Choose the tile of a product with a few rows of each of (up to) `candidates` experts.
+
+    The widest block of columns that still gives each processor several programs; of a transposed weight not so narrow
+    that the copies become short.
+    """
+    if device_class(device) == "interpreter":
+        return Tile(16, 64, 64, 4, 2)
+    per_expert = N / candidates
+    rows = min(16 if per_expert <= 8 else 32 if per_expert <= 20 else 64, max(16, power_of_two(T)))
+    narrowest = 128 if transposed else 32
+    width = 128
+    while width > narrowest and candidates * -(-columns // width) < DECODE_PROGRAMS * device.processors:
+        width //= 2
+    k = 64 if device.amd or itemsize == 4 or rows > 32 else 128
+    tile = Tile(rows, width, k, 2 if width == 32 else 4, 2 if device.amd or itemsize == 4 else 5)
+    return fit(tile, itemsize, device.shared_bytes // 2)
+
+
+def power_of_two(n: int) -> int:
+    """Return the smallest power of two that is not less."""
+    return 1 << max(0, n - 1).bit_length()
 
 
 def programs(device: Device, tile: Tile, rows: int, groups: int, column_blocks: int) -> int:

@@ -16,6 +16,138 @@ from moe_kernels.backends.triton.weights import Weight, takes_descriptor
 
 
 @triton.jit
+def activated_tile(
+    pointers,
+    rows,
+    owned,
+    w,
+    bias,
+    pre,
+    expert,
+    column,
+    H,
+    I,
+    stride_e,
+    stride_column,
+    stride_k,
+    kind: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BIAS: tl.constexpr,
+    SAVE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    WHOLE_COLUMNS: tl.constexpr,
+    WHOLE_K: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Return (BLOCK_ROWS, BLOCK_COLUMNS) of the activation, in type `kind`, and store its pre-activation if `SAVE`.
+
+    With a gate that is twice as many columns of the weight: two products where gate and up are halves, one product of
+    twice the width where they alternate, whose neighbours are then split. The pre-activation is rounded whether it is
+    stored or not, so that the backward computes the same activation from it.
+    """
+    columns = column + tl.arange(0, BLOCK_COLUMNS)
+    inside = columns < I
+    if GATED and INTERLEAVED:
+        acc = product(
+            pointers,
+            owned,
+            w,
+            expert,
+            2 * column,
+            2 * I,
+            H,
+            H,
+            stride_e,
+            stride_column,
+            stride_k,
+            BLOCK_ROWS,
+            2 * BLOCK_COLUMNS,
+            BLOCK_K,
+            TRANSPOSED,
+            DESCRIPTOR,
+            WHOLE_COLUMNS,
+            WHOLE_K,
+            INTERPRET,
+        )
+        pairs = 2 * column + tl.arange(0, 2 * BLOCK_COLUMNS)
+        if BIAS:
+            added = tl.load(bias + expert.to(tl.int64) * 2 * I + pairs, mask=pairs < 2 * I, other=0.0)
+            acc += added.to(tl.float32)[None, :]
+        both = rounded(acc, kind, INTERPRET)
+        if SAVE:
+            places = rows[:, None].to(tl.int64) * (2 * I) + pairs[None, :]
+            tl.store(pre + places, both, mask=owned[:, None] & (pairs < 2 * I)[None, :])
+        gate, up = tl.split(both.reshape(BLOCK_ROWS, BLOCK_COLUMNS, 2))
+    elif GATED:
+        gate, up = product_of_halves(
+            pointers,
+            owned,
+            w,
+            expert,
+            column,
+            I,
+            H,
+            stride_e,
+            stride_column,
+            stride_k,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+            BLOCK_K,
+            TRANSPOSED,
+            DESCRIPTOR,
+            WHOLE_COLUMNS,
+            WHOLE_K,
+            INTERPRET,
+        )
+        if BIAS:
+            places = bias + expert.to(tl.int64) * 2 * I + columns
+            gate += tl.load(places, mask=inside, other=0.0).to(tl.float32)[None, :]
+            up += tl.load(places + I, mask=inside, other=0.0).to(tl.float32)[None, :]
+        gate, up = rounded(gate, kind, INTERPRET), rounded(up, kind, INTERPRET)
+        if SAVE:
+            places = rows[:, None].to(tl.int64) * (2 * I) + columns[None, :]
+            tl.store(pre + places, gate, mask=owned[:, None] & inside[None, :])
+            tl.store(pre + places + I, up, mask=owned[:, None] & inside[None, :])
+    else:
+        gate = product(
+            pointers,
+            owned,
+            w,
+            expert,
+            column,
+            I,
+            H,
+            H,
+            stride_e,
+            stride_column,
+            stride_k,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+            BLOCK_K,
+            TRANSPOSED,
+            DESCRIPTOR,
+            WHOLE_COLUMNS,
+            WHOLE_K,
+            INTERPRET,
+        )
+        if BIAS:
+            places = bias + expert.to(tl.int64) * I + columns
+            gate += tl.load(places, mask=inside, other=0.0).to(tl.float32)[None, :]
+        gate = rounded(gate, kind, INTERPRET)
+        up = gate
+        if SAVE:
+            places = rows[:, None].to(tl.int64) * I + columns[None, :]
+            tl.store(pre + places, gate, mask=owned[:, None] & inside[None, :])
+    return rounded(activate(gate.to(tl.float32), up.to(tl.float32), ACTIVATION, GATED), kind, INTERPRET)
+
+
+@triton.jit
 def _up_projection_kernel(
     x,
     gather,
@@ -49,111 +181,42 @@ def _up_projection_kernel(
     WHOLE_K: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """One tile: (BLOCK_ROWS, BLOCK_COLUMNS) of the activation.
-
-    With a gate that is twice as many columns of the weight: two products where gate and up are halves, one product of
-    twice the width where they alternate, whose neighbours are then split.
-    """
-    kind = act.dtype.element_ty
     ends, blocks = row_blocks(offsets, E, N, E_PAD, BLOCK_ROWS, False)
     for tile in tl.range(tl.program_id(0), blocks * column_blocks, tl.num_programs(0)):
         expert, row, end, block = locate(tile, ends, offsets, E, N, column_blocks, BLOCK_ROWS, GROUP_ROWS, False)
-        column = block * BLOCK_COLUMNS
-        columns = column + tl.arange(0, BLOCK_COLUMNS)
-        inside = columns < I
         rows, owned, pointers = row_pointers(x, gather, row, end, stride_x, BLOCK_ROWS, True)
-        mask = owned[:, None] & inside[None, :]
-        # Everything that is multiplied, rounded and activated below has the same bits whether it is stored or not.
-        if GATED and INTERLEAVED:
-            acc = product(
-                pointers,
-                w,
-                expert,
-                2 * column,
-                2 * I,
-                H,
-                H,
-                stride_e,
-                stride_column,
-                stride_k,
-                BLOCK_ROWS,
-                2 * BLOCK_COLUMNS,
-                BLOCK_K,
-                TRANSPOSED,
-                DESCRIPTOR,
-                WHOLE_COLUMNS,
-                WHOLE_K,
-                INTERPRET,
-            )
-            pairs = 2 * column + tl.arange(0, 2 * BLOCK_COLUMNS)
-            if BIAS:
-                added = tl.load(bias + expert.to(tl.int64) * 2 * I + pairs, mask=pairs < 2 * I, other=0.0)
-                acc += added.to(tl.float32)[None, :]
-            both = rounded(acc, kind, INTERPRET)
-            if SAVE:
-                places = rows[:, None].to(tl.int64) * (2 * I) + pairs[None, :]
-                tl.store(pre + places, both, mask=owned[:, None] & (pairs < 2 * I)[None, :])
-            gate, up = tl.split(both.reshape(BLOCK_ROWS, BLOCK_COLUMNS, 2))
-        elif GATED:
-            gate, up = product_of_halves(
-                pointers,
-                w,
-                expert,
-                column,
-                I,
-                H,
-                stride_e,
-                stride_column,
-                stride_k,
-                BLOCK_ROWS,
-                BLOCK_COLUMNS,
-                BLOCK_K,
-                TRANSPOSED,
-                DESCRIPTOR,
-                WHOLE_COLUMNS,
-                WHOLE_K,
-                INTERPRET,
-            )
-            if BIAS:
-                places = bias + expert.to(tl.int64) * 2 * I + columns
-                gate += tl.load(places, mask=inside, other=0.0).to(tl.float32)[None, :]
-                up += tl.load(places + I, mask=inside, other=0.0).to(tl.float32)[None, :]
-            gate, up = rounded(gate, kind, INTERPRET), rounded(up, kind, INTERPRET)
-            if SAVE:
-                places = rows[:, None].to(tl.int64) * (2 * I) + columns[None, :]
-                tl.store(pre + places, gate, mask=mask)
-                tl.store(pre + places + I, up, mask=mask)
-        else:
-            gate = product(
-                pointers,
-                w,
-                expert,
-                column,
-                I,
-                H,
-                H,
-                stride_e,
-                stride_column,
-                stride_k,
-                BLOCK_ROWS,
-                BLOCK_COLUMNS,
-                BLOCK_K,
-                TRANSPOSED,
-                DESCRIPTOR,
-                WHOLE_COLUMNS,
-                WHOLE_K,
-                INTERPRET,
-            )
-            if BIAS:
-                places = bias + expert.to(tl.int64) * I + columns
-                gate += tl.load(places, mask=inside, other=0.0).to(tl.float32)[None, :]
-            gate = rounded(gate, kind, INTERPRET)
-            up = gate
-            if SAVE:
-                places = rows[:, None].to(tl.int64) * I + columns[None, :]
-                tl.store(pre + places, gate, mask=mask)
-        value = activate(gate.to(tl.float32), up.to(tl.float32), ACTIVATION, GATED)
-        tl.store(act + rows[:, None].to(tl.int64) * I + columns[None, :], rounded(value, kind, INTERPRET), mask=mask)
+        value = activated_tile(
+            pointers,
+            rows,
+            owned,
+            w,
+            bias,
+            pre,
+            expert,
+            block * BLOCK_COLUMNS,
+            H,
+            I,
+            stride_e,
+            stride_column,
+            stride_k,
+            act.dtype.element_ty,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+            BLOCK_K,
+            ACTIVATION,
+            GATED,
+            INTERLEAVED,
+            BIAS,
+            SAVE,
+            TRANSPOSED,
+            DESCRIPTOR,
+            WHOLE_COLUMNS,
+            WHOLE_K,
+            INTERPRET,
+        )
+        columns = block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+        places = rows[:, None].to(tl.int64) * I + columns[None, :]
+        tl.store(act + places, value, mask=owned[:, None] & (columns < I)[None, :])
 
 
 def up_projection(
