@@ -21,6 +21,69 @@ from moe_kernels.backends.triton.weights import Weight, takes_descriptor
 
 
 @triton.jit
+def column_halves(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return the left and the right half of a block's columns."""
+    return tl.split(block.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1))
+
+
+@triton.jit
+def _through_activation(
+    grad_act,
+    pre,
+    grad_pre,
+    weighted_act,
+    weight,
+    rows,
+    owned,
+    column,
+    I,
+    COLUMNS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    NEED_PRE: tl.constexpr,
+    NEED_ACT: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Store what comes from (rows, COLUMNS) of dA′, and return the sum of dA′ ∘ A in each row."""
+    kind = pre.dtype.element_ty
+    BLOCK_ROWS: tl.constexpr = grad_act.shape[0]
+    columns = column + tl.arange(0, COLUMNS)
+    mask = owned[:, None] & (columns < I)[None, :]
+    wide = rows[:, None].to(tl.int64) * (2 * I)
+    pairs = 2 * column + tl.arange(0, 2 * COLUMNS)
+    pair_mask = owned[:, None] & (pairs < 2 * I)[None, :]
+    if GATED and INTERLEAVED:
+        both = tl.load(pre + wide + pairs[None, :], mask=pair_mask, other=0.0)
+        gate, up = tl.split(both.reshape(BLOCK_ROWS, COLUMNS, 2))
+    elif GATED:
+        gate = tl.load(pre + wide + columns[None, :], mask=mask, other=0.0)
+        up = tl.load(pre + wide + I + columns[None, :], mask=mask, other=0.0)
+    else:
+        wide = rows[:, None].to(tl.int64) * I
+        gate = tl.load(pre + wide + columns[None, :], mask=mask, other=0.0)
+        up = gate
+    gate, up = gate.to(tl.float32), up.to(tl.float32)
+    act = activate(gate, up, ACTIVATION, GATED)
+    # A column past the last one has a pre-activation of 0, whose activation is 0: it adds nothing.
+    sums = tl.sum(grad_act * act, 1)
+    if NEED_ACT:
+        places = rows[:, None].to(tl.int64) * I + columns[None, :]
+        tl.store(weighted_act + places, rounded(weight[:, None] * act, kind, INTERPRET), mask=mask)
+    if NEED_PRE:
+        grad_gate, grad_up = activate_backward(gate, up, weight[:, None] * grad_act, ACTIVATION, GATED)
+        grad_gate, grad_up = rounded(grad_gate, kind, INTERPRET), rounded(grad_up, kind, INTERPRET)
+        if GATED and INTERLEAVED:
+            both = tl.join(grad_gate, grad_up).reshape(BLOCK_ROWS, 2 * COLUMNS)
+            tl.store(grad_pre + wide + pairs[None, :], both, mask=pair_mask)
+        else:
+            tl.store(grad_pre + wide + columns[None, :], grad_gate, mask=mask)
+            if GATED:
+                tl.store(grad_pre + wide + I + columns[None, :], grad_up, mask=mask)
+    return sums
+
+
+@triton.jit
 def _activation_gradient_kernel(
     grad,
     gather,
@@ -57,15 +120,14 @@ def _activation_gradient_kernel(
     WHOLE_K: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    kind = pre.dtype.element_ty
+    # The epilogue takes a quarter of the columns at a time: a whole block of gates and ups beside that of the sums
+    # would spill.
+    QUARTER: tl.constexpr = BLOCK_COLUMNS // 4
     ends, blocks = row_blocks(offsets, E, N, E_PAD, BLOCK_ROWS, False)
     for tile in tl.range(tl.program_id(0), blocks * column_blocks, tl.num_programs(0)):
         expert, row, end, block = locate(tile, ends, offsets, E, N, column_blocks, BLOCK_ROWS, GROUP_ROWS, False)
         column = block * BLOCK_COLUMNS
-        columns = column + tl.arange(0, BLOCK_COLUMNS)
-        inside = columns < I
         rows, owned, pointers = row_pointers(grad, gather, row, end, stride_grad, BLOCK_ROWS, True)
-        mask = owned[:, None] & inside[None, :]
         grad_act = product(
             pointers,
             owned,
@@ -87,39 +149,33 @@ def _activation_gradient_kernel(
             WHOLE_K,
             INTERPRET,
         )
-        wide = rows[:, None].to(tl.int64) * (2 * I)
-        pairs = 2 * column + tl.arange(0, 2 * BLOCK_COLUMNS)
-        pair_mask = owned[:, None] & (pairs < 2 * I)[None, :]
-        if GATED and INTERLEAVED:
-            both = tl.load(pre + wide + pairs[None, :], mask=pair_mask, other=0.0).to(tl.float32)
-            gate, up = tl.split(both.reshape(BLOCK_ROWS, BLOCK_COLUMNS, 2))
-        elif GATED:
-            gate = tl.load(pre + wide + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-            up = tl.load(pre + wide + I + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-        else:
-            wide = rows[:, None].to(tl.int64) * I
-            gate = tl.load(pre + wide + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-            up = gate
-        weight = tl.load(row_weight + rows, mask=owned, other=0.0)[:, None]
-        if NEED_ACT or NEED_SUMS:
-            act = activate(gate, up, ACTIVATION, GATED)
-            if NEED_SUMS:
-                # A column past the last one has a pre-activation of 0, whose activation is 0: it adds nothing.
-                sums = tl.sum(grad_act * act, 1)
-                tl.store(row_sums + rows.to(tl.int64) * column_blocks + block, sums, mask=owned)
-            if NEED_ACT:
-                places = rows[:, None].to(tl.int64) * I + columns[None, :]
-                tl.store(weighted_act + places, rounded(weight * act, kind, INTERPRET), mask=mask)
-        if NEED_PRE:
-            grad_gate, grad_up = activate_backward(gate, up, weight * grad_act, ACTIVATION, GATED)
-            grad_gate, grad_up = rounded(grad_gate, kind, INTERPRET), rounded(grad_up, kind, INTERPRET)
-            if GATED and INTERLEAVED:
-                both = tl.join(grad_gate, grad_up).reshape(BLOCK_ROWS, 2 * BLOCK_COLUMNS)
-                tl.store(grad_pre + wide + pairs[None, :], both, mask=pair_mask)
-            else:
-                tl.store(grad_pre + wide + columns[None, :], grad_gate, mask=mask)
-                if GATED:
-                    tl.store(grad_pre + wide + I + columns[None, :], grad_up, mask=mask)
+        weight = tl.load(row_weight + rows, mask=owned, other=0.0)
+        sums = tl.zeros((BLOCK_ROWS,), tl.float32)
+        left, right = column_halves(grad_act, BLOCK_ROWS, BLOCK_COLUMNS)
+        for half in tl.static_range(2):
+            part = left if half == 0 else right
+            first, second = column_halves(part, BLOCK_ROWS, BLOCK_COLUMNS // 2)
+            for quarter in tl.static_range(2):
+                sums += _through_activation(
+                    first if quarter == 0 else second,
+                    pre,
+                    grad_pre,
+                    weighted_act,
+                    weight,
+                    rows,
+                    owned,
+                    column + (2 * half + quarter) * QUARTER,
+                    I,
+                    QUARTER,
+                    ACTIVATION,
+                    GATED,
+                    INTERLEAVED,
+                    NEED_PRE,
+                    NEED_ACT,
+                    INTERPRET,
+                )
+        if NEED_SUMS:
+            tl.store(row_sums + rows.to(tl.int64) * column_blocks + block, sums, mask=owned)
 
 
 def activation_gradient(
@@ -145,7 +201,7 @@ def activation_gradient(
     """
     device = platform.device_of(grad)
     N, (E, I) = row_token.shape[0], (weight.E, weight.columns)
-    tile = tiles.activation_gradient_tile(device, grad.element_size(), N, E)
+    tile = tiles.activation_gradient_tile(device, grad.element_size(), N, E, interleaved)
     column_blocks = triton.cdiv(I, tile.columns)
     grad_pre = torch.empty_like(pre) if need_pre else None
     weighted_act = torch.empty(N, I, dtype=pre.dtype, device=pre.device) if need_act else None

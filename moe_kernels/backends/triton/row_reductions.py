@@ -156,7 +156,7 @@ def _row_dots_kernel(
 
 
 def row_dots(a: Tensor, x: Tensor, gather: Tensor | None, grad: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
-    """Return (N): each row of a (N, H) times its row of x, and of grad (N, O) times its expert's bias; 0 past the end."""
+    """Return (N): each row of a (N, H) times its row of x, plus grad's times its expert's bias; 0 past the end."""
     N, E = a.shape[0], offsets.shape[0] - 1
     out = torch.empty(N, dtype=torch.float32, device=a.device)
     if N == 0:

@@ -75,13 +75,14 @@ HALF: dict[str, tuple[tuple[int, Tile], ...]] = {
     ),
 }
 # Float32 is multiplied without tensor cores: the registers are what limits the tile.
-FLOAT32 = ((16, Tile(16, 64, 32, 4, 2, 2)), (1 << 30, Tile(64, 64, 16, 8, 2, 2)))
+FLOAT32 = ((16, Tile(16, 64, 32, 4, 2, 2)), (1 << 30, Tile(64, 64, 32, 8, 2, 2)))
 
+# A gradient's rows are loaded through an index that is loaded before: Triton takes two stages for a step of the sum.
 GRADIENT = {
     "interpreter": Tile(128, 128, 64, 4, 2),
-    "sm_80": Tile(128, 128, 32, 8, 4),
-    "sm_90": Tile(128, 256, 64, 8, 3),
-    "sm_100": Tile(128, 256, 64, 8, 3),
+    "sm_80": Tile(128, 128, 32, 8, 7),
+    "sm_90": Tile(128, 256, 64, 8, 7),
+    "sm_100": Tile(128, 256, 64, 8, 7),
     "amd": Tile(128, 128, 32, 8, 2),
 }
 FLOAT32_GRADIENT = dict.fromkeys(GRADIENT, Tile(64, 64, 16, 8, 2)) | {"interpreter": GRADIENT["interpreter"]}
@@ -96,11 +97,11 @@ def device_class(device: Device) -> str:
     return "sm_80" if device.architecture else "interpreter"
 
 
-def fit(tile: Tile, itemsize: int, shared_bytes: int) -> Tile:
+def fit(tile: Tile, itemsize: int, shared_bytes: int, stages_of_step: int = 1) -> Tile:
     """Take stages away until the tile's operands fit the shared memory of a program."""
-    stage = (tile.rows + tile.columns) * tile.k * itemsize
+    step = (tile.rows + tile.columns) * tile.k * itemsize
     stages = tile.stages
-    while stages > 1 and stages * stage > shared_bytes - 2048:
+    while stages > 1 and -(-stages // stages_of_step) * step > shared_bytes - 2048:
         stages -= 1
     return replace(tile, stages=stages)
 
@@ -121,16 +122,20 @@ def rows_tile(device: Device, itemsize: int, rows: int, E: int, batch_invariant:
 
 def gradient_tile(device: Device, itemsize: int) -> Tile:
     """Choose the tile of a weight's gradient: `rows` by `columns` of the weight, `k` rows at a time."""
-    return fit((FLOAT32_GRADIENT if itemsize == 4 else GRADIENT)[device_class(device)], itemsize, device.shared_bytes)
+    tile = (FLOAT32_GRADIENT if itemsize == 4 else GRADIENT)[device_class(device)]
+    return fit(tile, itemsize, device.shared_bytes, stages_of_step=2)
 
 
-def activation_gradient_tile(device: Device, itemsize: int, rows: int, E: int) -> Tile:
-    """Choose the tile of the product whose epilogue goes back through the activation.
+def narrower(tile: Tile, columns: int = 128) -> Tile:
+    """Return the tile of a product whose epilogue needs many registers: so many columns, two programs at a time."""
+    return replace(tile, columns=columns, stages=min(tile.stages, 3), occupancy=2) if tile.columns > columns else tile
 
-    It holds pre-activation and gradients beside the sums, so that it may have half the sums of another product.
-    """
-    tile = rows_tile(device, itemsize, rows, E)
-    return replace(tile, columns=128, stages=3, occupancy=2) if tile.columns > 128 else tile
+
+def activation_gradient_tile(device: Device, itemsize: int, rows: int, E: int, interleaved: bool) -> Tile:
+    """Choose the tile of the product whose epilogue goes back through the activation."""
+    tile = narrower(rows_tile(device, itemsize, rows, E), 64 if interleaved else 128)
+    # With 32 lanes to a warp, as RDNA has, 4 warps spill.
+    return replace(tile, warps=8) if device.amd and tile.rows > 16 else tile
 
 
 def decodes(T: int, K: int) -> bool:
@@ -138,9 +143,7 @@ def decodes(T: int, K: int) -> bool:
     return T <= DECODE_TOKENS and 0 < T * K <= DECODE_SLOTS
 
 
-def decode_tile(
-    device: Device, itemsize: int, T: int, N: int, candidates: int, columns: int, transposed: bool
-) -> Tile:
+def decode_tile(device: Device, itemsize: int, T: int, N: int, candidates: int, columns: int, transposed: bool) -> Tile:
     """Choose the tile of a product with a few rows of each of (up to) `candidates` experts.
 
     The widest block of columns that still gives each processor several programs; of a transposed weight not so narrow
@@ -154,8 +157,10 @@ def decode_tile(
     width = 128
     while width > narrowest and candidates * -(-columns // width) < DECODE_PROGRAMS * device.processors:
         width //= 2
-    k = 64 if device.amd or itemsize == 4 or rows > 32 else 128
-    tile = Tile(rows, width, k, 2 if width == 32 else 4, 2 if device.amd or itemsize == 4 else 5)
+    k = 64 if device.amd or itemsize == 4 or rows > 32 or width > 64 else 128
+    # More slots than that are compared by more threads: with 4 warps and 512 slots they take all registers.
+    warps = 8 if N > 256 else 2 if width == 32 else 4
+    tile = Tile(rows, width, k, warps, 2 if device.amd or itemsize == 4 else 5)
     return fit(tile, itemsize, device.shared_bytes // 2)
 
 

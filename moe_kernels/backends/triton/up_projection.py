@@ -246,6 +246,9 @@ def up_projection(
     if N == 0:
         return act, pre
     tile = tiles.rows_tile(device, x.element_size(), N, E, batch_invariant)
+    if interleaved:
+        # To split neighbours takes registers.
+        tile = tiles.narrower(tile)
     columns = tile.columns // 2 if gated else tile.columns
     descriptor = takes_descriptor(weight, device) if descriptors is None else descriptors
     column_blocks = triton.cdiv(I, columns)

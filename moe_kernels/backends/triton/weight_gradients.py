@@ -16,9 +16,7 @@ SUM_COLUMNS, SUM_ROWS = 128, 32
 
 
 @triton.jit
-def _rows_block(
-    x, gather, rows, owned, columns, inside, stride_x, GATHER: tl.constexpr, WHOLE_COLUMNS: tl.constexpr
-):
+def _rows_block(x, gather, rows, owned, columns, inside, stride_x, GATHER: tl.constexpr, WHOLE_COLUMNS: tl.constexpr):
     """Return (rows, columns) of a matrix, zero for rows of other experts: their NaN must not come in."""
     source = rows
     if GATHER:
@@ -71,9 +69,7 @@ def _weight_gradient_kernel(
     for row in tl.range(start, end, BLOCK_ROWS):
         rows = row + tl.arange(0, BLOCK_ROWS)
         owned = rows < end
-        a = _rows_block(
-            left, left_gather, rows, owned, left_columns, left_inside, stride_left, GATHER_LEFT, WHOLE_LEFT
-        )
+        a = _rows_block(left, left_gather, rows, owned, left_columns, left_inside, stride_left, GATHER_LEFT, WHOLE_LEFT)
         b = _rows_block(
             right, right_gather, rows, owned, right_columns, right_inside, stride_right, GATHER_RIGHT, WHOLE_RIGHT
         )

@@ -1,4 +1,4 @@
-"""What grouped_mm and the products of fused_experts launch."""
+"""What grouped_mm launches, and what the specimens of other products share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 from compiled import TARGETS, Specimen
 
-from moe_kernels.backends.triton import tiles
+from moe_kernels.backends.triton import row_reductions, tiles
 from moe_kernels.backends.triton.grouped_mm_kernels import _grouped_mm_kernel
 from moe_kernels.backends.triton.platform import Device
 from moe_kernels.backends.triton.tiles import Tile
-from moe_kernels.backends.triton.up_projection import _up_projection_kernel
 
 PROCESSORS = 132
 # Rows per expert: decode and small batches, some tens, training.
@@ -77,28 +76,27 @@ def grouped_mm(target: str, kind: str, rows: str, transposed: bool, name: str) -
     return specimen(f"grouped_mm-{kind}-{rows}-{name}", _grouped_mm_kernel, types, constants, tile)
 
 
-def up_projection(target: str, kind: str, rows: str, save: bool, name: str, **changes: Any) -> Specimen:
-    where = device(target)
-    itemsize = 4 if kind == "fp32" else 2
-    tile = tiles.rows_tile(where, itemsize, ROWS[rows] * 64, 64)
-    flags = {"GATED": True, "INTERLEAVED": False, "TRANSPOSED": False, "ACTIVATION": "silu", "BIAS": False} | changes
-    columns = tile.columns // 2 if flags["GATED"] else tile.columns
-    descriptor = where.architecture >= 90 and itemsize == 2
-    read = tile.columns if flags["INTERLEAVED"] else columns
+def row_dots() -> Specimen:
     types = {
-        "x": f"*{kind}",
-        "gather": "*i32",
-        "bias": f"*{kind}",
-        "offsets": "*i32",
-        "act": f"*{kind}",
-        "pre": f"*{kind}",
-        **{n: "i32" for n in ("E", "N", "H", "I", "column_blocks", "stride_x")},
-        **weight_types(kind, tile, read, flags["TRANSPOSED"], descriptor),
+        **{n: "*bf16" for n in ("x", "grad", "bias")},
+        "a": "*fp32",
+        "out": "*fp32",
+        **{n: "*i32" for n in ("gather", "offsets")},
+        **{n: "i32" for n in ("N", "E", "H", "O", "stride_a", "stride_x", "stride_grad")},
     }
-    constants = weight_constants(tile, columns, flags["TRANSPOSED"], descriptor) | flags | {"SAVE": save}
-    if not flags["BIAS"]:
-        constants["bias"] = None
-    return specimen(f"up_projection-{kind}-{rows}-{name}", _up_projection_kernel, types, constants, tile)
+    constants = {"E_PAD": 64, "ROWS": row_reductions.SLOTS, "COLUMNS": row_reductions.COLUMNS}
+    constants |= {"GATHER": True, "BIAS": True}
+    return specimen("row_dots", row_reductions._row_dots_kernel, types, constants, Tile(0, 0, 0, 4, 3))
+
+
+def token_sum() -> Specimen:
+    types = {
+        **{n: "*bf16" for n in ("rows", "out")},
+        **{n: "*i64" for n in ("order", "starts")},
+        **{n: "i32" for n in ("H", "column_blocks", "stride_rows")},
+    }
+    constants = {"COLUMNS": row_reductions.COLUMNS, "INTERPRET": False}
+    return specimen("token_sum", row_reductions._token_sum_kernel, types, constants, Tile(0, 0, 0, 4, 3))
 
 
 def specimens(target: str) -> list[Specimen]:
@@ -108,20 +106,6 @@ def specimens(target: str) -> list[Specimen]:
         grouped_mm(target, "bf16", "some", False, "down"),
         grouped_mm(target, "bf16", "few", False, "down"),
         grouped_mm(target, "fp32", "many", False, "down"),
-        up_projection(target, "bf16", "many", True, "training"),
-        up_projection(target, "bf16", "many", False, "inference"),
-        up_projection(target, "bf16", "some", False, "inference"),
-        up_projection(target, "bf16", "few", False, "inference"),
-        up_projection(
-            target,
-            "bf16",
-            "many",
-            True,
-            "gpt_oss",
-            ACTIVATION="gpt_oss",
-            INTERLEAVED=True,
-            TRANSPOSED=True,
-            BIAS=True,
-        ),
-        up_projection(target, "fp32", "many", True, "training"),
+        row_dots(),
+        token_sum(),
     ]
