@@ -63,13 +63,15 @@ def _compare_kernel(indices, offsets, row_token, slot_row, N, E, K, COMPARED: tl
     slot_B = n_B < N
     expert_B = _expert_of(indices, n_B, N, E)
     order_B = tl.where(slot_B, expert_B * N + n_B, (n_B - N) * N)
-    row_B = tl.zeros((COMPARED,), tl.int32)
+    # Summed over the lanes only once, at the end.
+    before_BW = tl.zeros((COMPARED, WITH), tl.int32)
     for first in range(0, N, WITH):
         n_W = first + tl.arange(0, WITH)
         order_W = _expert_of(indices, n_W, N, E) * N + n_W
         # Behind the last slot, nothing may come before an offset.
         order_W = tl.where(n_W < N, order_W, 2147483647)
-        row_B += tl.sum((order_W[None, :] < order_B[:, None]).to(tl.int32), 1)
+        before_BW += (order_W[None, :] < order_B[:, None]).to(tl.int32)
+    row_B = tl.sum(before_BW, 1)
     _store_rows(expert_B, n_B, row_B, row_token, slot_row, N, E, K)
     tl.store(offsets + n_B - N, row_B, mask=(n_B >= N) & (n_B <= N + E))
 
@@ -126,8 +128,9 @@ def _rank_kernel(
         for step in range(0, RANKED, STEP):
             n_S = start + step + tl.arange(0, STEP)
             expert_S = _expert_of(indices, n_S, N, E)
-            before_BS = (expert_S[None, :] == expert_B[:, None]) & (n_S[None, :] < n_B[:, None])
-            row_B += tl.sum(before_BS.to(tl.int32), 1)
+            # The slots that are ranked lie along the lanes, so that most of the sum stays in a thread.
+            before_SB = (expert_S[:, None] == expert_B[None, :]) & (n_S[:, None] < n_B[None, :])
+            row_B += tl.sum(before_SB.to(tl.int32), 0)
         _store_rows(expert_B, n_B, row_B, row_token, slot_row, N, E, K)
         next_E += tl.histogram(expert_B, BINS)
 

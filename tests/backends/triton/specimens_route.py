@@ -24,7 +24,7 @@ def specimens(target: str) -> list[Specimen]:
         indices = {"indices": f"*{kind}"}
         pairs = {"COMPARED": route.COMPARED, "WITH": route.WITH}
         found.append(_specimen(f"route-compare-{kind}", route._compare_kernel, indices, pairs, route.COMPARE_WARPS))
-    for E in (8, 128, 256, 1024):
+    for E in (8, 128, 1024):
         counting = {"RANKED": route.RANKED, "BINS": route.bins(E)}
         ranking = {**counting, "STEP": route.STEP, "COUNTS_READ": route.counts_read(E)}
         found.append(_specimen(f"route-count-E{E}", route._count_kernel, {"indices": "*i32"}, counting))
