@@ -12,6 +12,8 @@ from moe_kernels.backends.triton.platform import Device
 from moe_kernels.backends.triton.tiles import Tile
 
 PROCESSORS = 132
+# Sizes that are multiples of 16 in every model.
+SIZES = ("H", "I", "O", "K_SIZE", "LEFT", "RIGHT")
 # Rows per expert: decode and small batches, some tens, training.
 ROWS = {"few": 8, "some": 48, "many": 4096}
 
@@ -49,7 +51,7 @@ def weight_constants(tile: Tile, columns: int, transposed: bool, descriptor: boo
 
 
 def aligned(types: dict[str, str]) -> frozenset[str]:
-    return frozenset(n for n, t in types.items() if t.startswith("*") or n.startswith("stride") or n in ("H", "I", "O"))
+    return frozenset(n for n, t in types.items() if t.startswith("*") or n.startswith("stride") or n in SIZES)
 
 
 def specimen(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], tile: Tile) -> Specimen:
