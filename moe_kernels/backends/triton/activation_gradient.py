@@ -5,6 +5,8 @@ registers, come all three things that the rest of the backward needs: the gradie
 w · A, for the gradient of `down`; and the row sum of dA′ ∘ A, which is the gradient of w.
 """
 
+# Kernels annotate their compile-time arguments alone.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import torch

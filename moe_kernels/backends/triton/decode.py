@@ -4,6 +4,8 @@ Every program looks for its expert's slots itself, in all T·K indices. What cou
 all the time, so the blocks of columns are narrow and there are several programs per processor. Rows are named by slot.
 """
 
+# Kernels annotate their compile-time arguments alone.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import torch

@@ -6,6 +6,8 @@ with `DESCRIPTOR`, as a tensor descriptor of three dimensions, whose blocks the 
 block that sticks out of its expert is zero there, instead of showing the next expert.
 """
 
+# Kernels annotate their compile-time arguments alone.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import triton

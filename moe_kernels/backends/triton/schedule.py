@@ -5,6 +5,8 @@ by expert. A program sums up the blocks of all experts once (`row_blocks`), and 
 reductions (`locate`): a persistent program does that while it waits for nothing else, so it has to be short.
 """
 
+# Kernels annotate their compile-time arguments alone.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import triton

@@ -70,4 +70,5 @@ def takes_descriptor(weight: Weight, device: Device) -> bool:
     view = weight.view
     if device.amd or device.architecture < 90 or view.element_size() != 2 or view.numel() == 0:
         return False
-    return view.data_ptr() % 16 == 0 and view.stride(2) == 1 and all(s % 8 == 0 for s in view.stride()[:2])
+    # An expanded weight (stride 0) is no shape of a descriptor.
+    return view.data_ptr() % 16 == 0 and view.stride(2) == 1 and all(s > 0 and s % 8 == 0 for s in view.stride()[:2])
