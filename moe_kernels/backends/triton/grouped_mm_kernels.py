@@ -149,6 +149,8 @@ def multiply_rows(
     if out.numel() == 0:
         return out
     tile = tiles.rows_tile(device, x.element_size(), N, E, batch_invariant)
+    if row_scale is not None or base is not None:
+        tile = tiles.narrower(tile)
     descriptor = takes_descriptor(weight, device) if descriptors is None else descriptors
     column_blocks = triton.cdiv(O, tile.columns)
     x = rows_of(x)

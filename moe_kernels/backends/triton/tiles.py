@@ -131,6 +131,14 @@ def narrower(tile: Tile, columns: int = 128) -> Tile:
     return replace(tile, columns=columns, stages=min(tile.stages, 3), occupancy=2) if tile.columns > columns else tile
 
 
+def up_projection_tile(
+    device: Device, itemsize: int, rows: int, E: int, simple: bool, batch_invariant: bool = False
+) -> Tile:
+    """Choose the tile of an up-projection. It is `simple` with gate and up in halves and without a bias."""
+    tile = rows_tile(device, itemsize, rows, E, batch_invariant)
+    return tile if simple else narrower(tile)
+
+
 def activation_gradient_tile(device: Device, itemsize: int, rows: int, E: int, interleaved: bool) -> Tile:
     """Choose the tile of the product whose epilogue goes back through the activation."""
     tile = narrower(rows_tile(device, itemsize, rows, E), 64 if interleaved else 128)

@@ -247,10 +247,9 @@ def up_projection(
     pre = torch.empty((N, width) if save else (0,), dtype=x.dtype, device=x.device)
     if N == 0:
         return act, pre
-    tile = tiles.rows_tile(device, x.element_size(), N, E, batch_invariant)
-    if interleaved:
-        # To split neighbours takes registers.
-        tile = tiles.narrower(tile)
+    tile = tiles.up_projection_tile(
+        device, x.element_size(), N, E, gated and not interleaved and bias is None, batch_invariant
+    )
     columns = tile.columns // 2 if gated else tile.columns
     descriptor = takes_descriptor(weight, device) if descriptors is None else descriptors
     column_blocks = triton.cdiv(I, columns)

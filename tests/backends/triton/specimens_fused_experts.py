@@ -12,6 +12,7 @@ from moe_kernels.backends.triton.activation_gradient import _activation_gradient
 from moe_kernels.backends.triton.up_projection import _up_projection_kernel
 
 SILU = {"GATED": True, "INTERLEAVED": False, "TRANSPOSED": False, "ACTIVATION": "silu", "BIAS": False}
+GELU = {"GATED": False, "INTERLEAVED": False, "TRANSPOSED": False, "ACTIVATION": "gelu", "BIAS": True}
 GPT_OSS = {"GATED": True, "INTERLEAVED": True, "TRANSPOSED": True, "ACTIVATION": "gpt_oss", "BIAS": True}
 
 
@@ -26,8 +27,8 @@ def _integers(*names: str) -> dict[str, str]:
 def up_projection(target: str, kind: str, rows: str, save: bool, flags: dict[str, Any], name: str) -> Specimen:
     where = device(target)
     gated = flags["GATED"]
-    tile = tiles.rows_tile(where, _itemsize(kind), ROWS[rows] * 64, 64)
-    tile = tiles.narrower(tile) if flags["INTERLEAVED"] else tile
+    simple = gated and not flags["INTERLEAVED"] and not flags["BIAS"]
+    tile = tiles.up_projection_tile(where, _itemsize(kind), ROWS[rows] * 64, 64, simple)
     columns = tile.columns // 2 if gated else tile.columns
     descriptor = where.architecture >= 90 and kind != "fp32"
     read = tile.columns if flags["INTERLEAVED"] else columns
@@ -182,6 +183,7 @@ def specimens(target: str) -> list[Specimen]:
         up_projection(target, "bf16", "some", False, SILU, "inference"),
         up_projection(target, "bf16", "few", False, SILU, "inference"),
         up_projection(target, "bf16", "many", True, GPT_OSS, "gpt_oss"),
+        up_projection(target, "bf16", "many", True, GELU, "gelu"),
         up_projection(target, "fp32", "many", True, SILU, "training"),
         activation_gradient(target, "bf16", "many", SILU, "silu"),
         activation_gradient(target, "bf16", "some", SILU, "silu"),
