@@ -14,11 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_kernels.backends.triton import platform, tiles
+from moe_kernels.backends.triton import autotune, platform, tiles
 from moe_kernels.backends.triton.activations import activate, activate_backward
 from moe_kernels.backends.triton.grouped_mm_kernels import constants, rows_of
 from moe_kernels.backends.triton.products import product, rounded, row_pointers
 from moe_kernels.backends.triton.schedule import locate, row_blocks
+from moe_kernels.backends.triton.tiles import Tile
 from moe_kernels.backends.triton.weights import Weight, takes_descriptor
 
 
@@ -204,39 +205,48 @@ def activation_gradient(
     device = platform.device_of(grad)
     N, (E, I) = row_token.shape[0], (weight.E, weight.columns)
     tile = tiles.activation_gradient_tile(device, grad.element_size(), N, E, interleaved)
-    column_blocks = triton.cdiv(I, tile.columns)
-    grad_pre = torch.empty_like(pre) if need_pre else None
-    weighted_act = torch.empty(N, I, dtype=pre.dtype, device=pre.device) if need_act else None
-    row_sums = torch.empty(N, column_blocks, dtype=torch.float32, device=pre.device) if need_sums else None
-    if N == 0:
-        return grad_pre, weighted_act, row_sums
     descriptor = takes_descriptor(weight, device) if descriptors is None else descriptors
     grad = rows_of(grad)
-    _activation_gradient_kernel[(tiles.programs(device, tile, N, E, column_blocks),)](
-        grad,
-        row_token,
-        weight.argument(tile.columns, tile.k, descriptor),
-        pre,
-        row_weight,
-        offsets,
-        grad_pre,
-        weighted_act,
-        row_sums,
-        E,
-        N,
-        weight.k,
-        I,
-        column_blocks,
-        grad.stride(0),
-        *weight.strides,
-        ACTIVATION=activation,
-        GATED=gated,
-        INTERLEAVED=interleaved,
-        NEED_PRE=need_pre,
-        NEED_ACT=need_act,
-        NEED_SUMS=need_sums,
-        WHOLE_COLUMNS=I % tile.columns == 0,
-        **constants(tile, weight, tile.columns, descriptor, triton.next_power_of_2(E + 1)),
-        **tile.options,
-    )
-    return grad_pre, weighted_act, row_sums
+    grad_pre = torch.empty_like(pre) if need_pre else None
+    weighted_act = torch.empty(N, I, dtype=pre.dtype, device=pre.device) if need_act else None
+
+    def launch(tile: Tile) -> Tensor | None:
+        column_blocks = triton.cdiv(I, tile.columns)
+        row_sums = torch.empty(N, column_blocks, dtype=torch.float32, device=pre.device) if need_sums else None
+        if N == 0:
+            return row_sums
+        _activation_gradient_kernel[(tiles.programs(device, tile, N, E, column_blocks),)](
+            grad,
+            row_token,
+            weight.argument(tile.columns, tile.k, descriptor),
+            pre,
+            row_weight,
+            offsets,
+            grad_pre,
+            weighted_act,
+            row_sums,
+            E,
+            N,
+            weight.k,
+            I,
+            column_blocks,
+            grad.stride(0),
+            *weight.strides,
+            ACTIVATION=activation,
+            GATED=gated,
+            INTERLEAVED=interleaved,
+            NEED_PRE=need_pre,
+            NEED_ACT=need_act,
+            NEED_SUMS=need_sums,
+            WHOLE_COLUMNS=I % tile.columns == 0,
+            **constants(tile, weight, tile.columns, descriptor, triton.next_power_of_2(E + 1)),
+            **tile.options,
+        )
+        return row_sums
+
+    if autotune.asked_for() and N:
+        form = (activation, gated, interleaved, weight.transposed, need_pre, need_act)
+        shape = (grad.dtype, triton.next_power_of_2(triton.cdiv(N, E)), E, weight.k, I, *form)
+        others = [c for c in tiles.candidates(device, grad.element_size()) if c.columns <= 128]
+        tile = autotune.fastest("activation_gradient", shape, grad.device.index, tile, others, launch)
+    return grad_pre, weighted_act, launch(tile)

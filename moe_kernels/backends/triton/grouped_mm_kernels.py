@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_kernels.backends.triton import platform, tiles
+from moe_kernels.backends.triton import autotune, platform, tiles
 from moe_kernels.backends.triton.products import product, rounded, row_pointers
 from moe_kernels.backends.triton.schedule import locate, row_blocks
 from moe_kernels.backends.triton.tiles import Tile
@@ -152,34 +152,44 @@ def multiply_rows(
     if row_scale is not None or base is not None:
         tile = tiles.narrower(tile)
     descriptor = takes_descriptor(weight, device) if descriptors is None else descriptors
-    column_blocks = triton.cdiv(O, tile.columns)
-    x = rows_of(x)
-    grid = (tiles.programs(device, tile, N, E + int(zero_tail), column_blocks),)
-    _grouped_mm_kernel[grid](
-        x,
-        gather,
-        weight.argument(tile.columns, tile.k, descriptor),
-        None if bias is None else bias.contiguous(),
-        None if row_scale is None else row_scale.contiguous(),
-        None if base is None else rows_of(base),
-        offsets,
-        out,
-        E,
-        N,
-        weight.k,
-        O,
-        column_blocks,
-        x.stride(0),
-        *weight.strides,
-        out.stride(0),
-        0 if base is None else rows_of(base).stride(0),
-        GATHER=gather is not None,
-        BIAS=bias is not None,
-        SCALE=row_scale is not None,
-        BASE=base is not None,
-        TAIL=zero_tail,
-        WHOLE_COLUMNS=O % tile.columns == 0,
-        **constants(tile, weight, tile.columns, descriptor, triton.next_power_of_2(E + 1)),
-        **tile.options,
-    )
+    x, base = rows_of(x), None if base is None else rows_of(base)
+    bias = None if bias is None else bias.contiguous()
+    row_scale = None if row_scale is None else row_scale.contiguous()
+
+    def launch(tile: Tile) -> None:
+        column_blocks = triton.cdiv(O, tile.columns)
+        grid = (tiles.programs(device, tile, N, E + int(zero_tail), column_blocks),)
+        _grouped_mm_kernel[grid](
+            x,
+            gather,
+            weight.argument(tile.columns, tile.k, descriptor),
+            bias,
+            row_scale,
+            base,
+            offsets,
+            out,
+            E,
+            N,
+            weight.k,
+            O,
+            column_blocks,
+            x.stride(0),
+            *weight.strides,
+            out.stride(0),
+            0 if base is None else base.stride(0),
+            GATHER=gather is not None,
+            BIAS=bias is not None,
+            SCALE=row_scale is not None,
+            BASE=base is not None,
+            TAIL=zero_tail,
+            WHOLE_COLUMNS=O % tile.columns == 0,
+            **constants(tile, weight, tile.columns, descriptor, triton.next_power_of_2(E + 1)),
+            **tile.options,
+        )
+
+    if autotune.asked_for() and not batch_invariant:
+        shape = (x.dtype, triton.next_power_of_2(triton.cdiv(N, E)), E, weight.k, O, weight.transposed, out.dtype)
+        others = tiles.candidates(device, x.element_size())
+        tile = autotune.fastest("grouped_mm", shape, x.device.index, tile, others, launch)
+    launch(tile)
     return out

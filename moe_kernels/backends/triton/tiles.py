@@ -146,6 +146,25 @@ def activation_gradient_tile(device: Device, itemsize: int, rows: int, E: int, i
     return replace(tile, warps=8) if device.amd and tile.rows > 16 else tile
 
 
+def candidates(device: Device, itemsize: int) -> list[Tile]:
+    """Return the tiles that `autotune` tries beside the table's."""
+    if itemsize == 4:
+        return [tile for _, tile in FLOAT32]
+    found = [tile for _, tile in HALF[device_class(device)]]
+    if not device.amd:
+        found += [Tile(128, 128, 64, 4, 3, 2), Tile(128, 128, 64, 8, 3, 2), Tile(128, 128, 32, 4, 4, 2)]
+        found += [Tile(64, 256, 64, 4, 3, 1), Tile(64, 128, 64, 4, 3, 3), Tile(128, 256, 64, 8, 3, 1)]
+    return [fit(tile, itemsize, device.shared_bytes) for tile in found]
+
+
+def gradient_candidates(device: Device, itemsize: int) -> list[Tile]:
+    """Return the tiles of weights' gradients that `autotune` tries beside the table's."""
+    if itemsize == 4 or device.amd:
+        return []
+    found = [Tile(128, 128, 64, 4, 5), Tile(128, 128, 64, 8, 5), Tile(256, 128, 64, 8, 7), Tile(128, 256, 64, 8, 5)]
+    return [fit(tile, itemsize, device.shared_bytes, stages_of_step=2) for tile in found]
+
+
 def decodes(T: int, K: int) -> bool:
     """Whether so many tokens with K experts each go the way of `decode`."""
     return T <= DECODE_TOKENS and 0 < T * K <= DECODE_SLOTS

@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_kernels.backends.triton import platform, tiles
+from moe_kernels.backends.triton import autotune, platform, tiles
 from moe_kernels.backends.triton.activations import activate
 from moe_kernels.backends.triton.grouped_mm_kernels import constants, rows_of
 from moe_kernels.backends.triton.products import product, product_of_halves, rounded, row_pointers
 from moe_kernels.backends.triton.schedule import locate, row_blocks
+from moe_kernels.backends.triton.tiles import Tile
 from moe_kernels.backends.triton.weights import Weight, takes_descriptor
 
 
@@ -247,37 +248,45 @@ def up_projection(
     pre = torch.empty((N, width) if save else (0,), dtype=x.dtype, device=x.device)
     if N == 0:
         return act, pre
-    tile = tiles.up_projection_tile(
-        device, x.element_size(), N, E, gated and not interleaved and bias is None, batch_invariant
-    )
-    columns = tile.columns // 2 if gated else tile.columns
+    simple = gated and not interleaved and bias is None
+    tile = tiles.up_projection_tile(device, x.element_size(), N, E, simple, batch_invariant)
     descriptor = takes_descriptor(weight, device) if descriptors is None else descriptors
-    column_blocks = triton.cdiv(I, columns)
-    x = rows_of(x)
-    # One block of an interleaved weight holds gate and up.
-    read = tile.columns if interleaved else columns
-    _up_projection_kernel[(tiles.programs(device, tile, N, E, column_blocks),)](
-        x,
-        row_token,
-        weight.argument(read, tile.k, descriptor),
-        None if bias is None else bias.contiguous(),
-        offsets,
-        act,
-        pre,
-        E,
-        N,
-        weight.k,
-        I,
-        column_blocks,
-        x.stride(0),
-        *weight.strides,
-        ACTIVATION=activation,
-        GATED=gated,
-        INTERLEAVED=interleaved,
-        BIAS=bias is not None,
-        SAVE=save,
-        WHOLE_COLUMNS=I % columns == 0,
-        **constants(tile, weight, columns, descriptor, triton.next_power_of_2(E + 1)),
-        **tile.options,
-    )
+    x, bias = rows_of(x), None if bias is None else bias.contiguous()
+
+    def launch(tile: Tile) -> None:
+        columns = tile.columns // 2 if gated else tile.columns
+        column_blocks = triton.cdiv(I, columns)
+        # One block of an interleaved weight holds gate and up.
+        read = tile.columns if interleaved else columns
+        _up_projection_kernel[(tiles.programs(device, tile, N, E, column_blocks),)](
+            x,
+            row_token,
+            weight.argument(read, tile.k, descriptor),
+            bias,
+            offsets,
+            act,
+            pre,
+            E,
+            N,
+            weight.k,
+            I,
+            column_blocks,
+            x.stride(0),
+            *weight.strides,
+            ACTIVATION=activation,
+            GATED=gated,
+            INTERLEAVED=interleaved,
+            BIAS=bias is not None,
+            SAVE=save,
+            WHOLE_COLUMNS=I % columns == 0,
+            **constants(tile, weight, columns, descriptor, triton.next_power_of_2(E + 1)),
+            **tile.options,
+        )
+
+    if autotune.asked_for() and not batch_invariant:
+        form = (activation, gated, interleaved, weight.transposed, bias is not None, save)
+        shape = (x.dtype, triton.next_power_of_2(triton.cdiv(N, E)), E, weight.k, I, *form)
+        others = tiles.candidates(device, x.element_size())
+        tile = autotune.fastest("up_projection", shape, x.device.index, tile, others, launch)
+    launch(tile)
     return act, pre

@@ -9,9 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_kernels.backends.triton import platform, tiles
+from moe_kernels.backends.triton import autotune, platform, tiles
 from moe_kernels.backends.triton.grouped_mm_kernels import rows_of
 from moe_kernels.backends.triton.products import multiply, rounded
+from moe_kernels.backends.triton.tiles import Tile
 
 # Columns and rows of the bias gradient's blocks.
 SUM_COLUMNS, SUM_ROWS = 128, 32
@@ -111,32 +112,40 @@ def weight_gradient(
     if rows == 0 or out.numel() == 0:
         return out.zero_()
     tile = tiles.gradient_tile(device, left.element_size())
-    left_blocks, right_blocks = triton.cdiv(LEFT, tile.rows), triton.cdiv(RIGHT, tile.columns)
     left, right = rows_of(left), rows_of(right)
-    _weight_gradient_kernel[(E * left_blocks * right_blocks,)](
-        left,
-        left_gather,
-        right,
-        right_gather,
-        offsets,
-        out,
-        LEFT,
-        RIGHT,
-        left_blocks,
-        right_blocks,
-        left.stride(0),
-        right.stride(0),
-        BLOCK_LEFT=tile.rows,
-        BLOCK_RIGHT=tile.columns,
-        BLOCK_ROWS=tile.k,
-        GROUP=tiles.GROUP_ROWS,
-        GATHER_LEFT=left_gather is not None,
-        GATHER_RIGHT=right_gather is not None,
-        WHOLE_LEFT=LEFT % tile.rows == 0,
-        WHOLE_RIGHT=RIGHT % tile.columns == 0,
-        INTERPRET=platform.interpreted(),
-        **tile.options,
-    )
+
+    def launch(tile: Tile) -> None:
+        left_blocks, right_blocks = triton.cdiv(LEFT, tile.rows), triton.cdiv(RIGHT, tile.columns)
+        _weight_gradient_kernel[(E * left_blocks * right_blocks,)](
+            left,
+            left_gather,
+            right,
+            right_gather,
+            offsets,
+            out,
+            LEFT,
+            RIGHT,
+            left_blocks,
+            right_blocks,
+            left.stride(0),
+            right.stride(0),
+            BLOCK_LEFT=tile.rows,
+            BLOCK_RIGHT=tile.columns,
+            BLOCK_ROWS=tile.k,
+            GROUP=tiles.GROUP_ROWS,
+            GATHER_LEFT=left_gather is not None,
+            GATHER_RIGHT=right_gather is not None,
+            WHOLE_LEFT=LEFT % tile.rows == 0,
+            WHOLE_RIGHT=RIGHT % tile.columns == 0,
+            INTERPRET=platform.interpreted(),
+            **tile.options,
+        )
+
+    if autotune.asked_for():
+        shape = (left.dtype, triton.next_power_of_2(triton.cdiv(rows, E)), E, LEFT, RIGHT, left_gather is None)
+        others = tiles.gradient_candidates(device, left.element_size())
+        tile = autotune.fastest("weight_gradient", shape, left.device.index, tile, others, launch)
+    launch(tile)
     return out
 
 
