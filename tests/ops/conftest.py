@@ -24,6 +24,11 @@ EXPERTS = (1, 8, 64)
 CHOICES = (1, 2, 8, "E")
 # What the interpreter runs of them by default.
 INTERPRETED = {(0, 8, 2), (1, 1, 1), (3, 8, 8), (63, 8, 2), (63, 64, 8)}
+INTERPRETED_LORA = {(0, 8, 5), (3, 8, 16), (63, 1, 70), (63, 8, 5)}
+# Tests that the interpreter leaves to the slow ones altogether.
+NOT_INTERPRETED = {
+    "test_grouped_lora": ("test_model_sizes", "test_error_is_that_of_the_loop", "test_opcheck"),
+}
 # The ops of a file of tests, where they are not the one that the file is named after. The quantized ones choose for
 # themselves (test_quantized.py): a backend may lack them.
 PLAIN = tuple(op for op in OPS if not op.endswith("_quantized"))
@@ -67,9 +72,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         given = getattr(item, "callspec", None)
         if given is None or "triton" not in (given.params.get("backend"), given.params.get("engine")):
             continue
-        shape = tuple(given.params.get(name) for name in "TEK")
-        if DEVICE == "cpu" and None not in shape and shape not in INTERPRETED:
+        if DEVICE == "cpu" and _slow_to_interpret(item, given.params):
             item.add_marker(pytest.mark.slow)
+
+
+def _slow_to_interpret(item: pytest.Item, given: dict[str, object]) -> bool:
+    for letters, kept in (("TEK", INTERPRETED), ("NGR", INTERPRETED_LORA)):
+        shape = tuple(given.get(name) for name in letters)
+        if None not in shape and shape not in kept:
+            return True
+    module = item.module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    return item.originalname in NOT_INTERPRETED.get(module, ())  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)
