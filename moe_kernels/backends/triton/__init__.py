@@ -13,7 +13,16 @@ from moe_kernels.backends.triton import platform
 
 # Tiles are chosen by the number of rows; on request one is used for all of them.
 BATCH_INVARIANT = "on request"
-IMPLEMENTED: tuple[str, ...] = ("route", "permute", "unpermute", "grouped_mm", "grouped_lora")
+IMPLEMENTED: tuple[str, ...] = (
+    "route",
+    "permute",
+    "unpermute",
+    "grouped_mm",
+    "fused_experts",
+    "grouped_mm_quantized",
+    "fused_experts_quantized",
+    "grouped_lora",
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -1,7 +1,8 @@
 """The experts' activations and their derivatives: device functions in float32, with the reference backend's formulas.
 
-Constants stand on the right of a product: the interpreter multiplies them from there only. `ACTIVATION` is one of the names that `fused_experts` takes. NVIDIA's tanh is approximate unless it comes from libdevice;
-written with the sigmoid it is accurate to float32 where it is used, in 1 + tanh.
+`ACTIVATION` is one of the names that `fused_experts` takes. NVIDIA's tanh is approximate unless it comes from libdevice;
+written with the sigmoid it is accurate to float32 where it is used, in 1 + tanh. Constants stand on the right of a
+product, from where alone the interpreter multiplies them.
 """
 
 from __future__ import annotations

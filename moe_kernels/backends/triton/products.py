@@ -1,9 +1,9 @@
 """The product of a block of rows with a block of an expert's weight: device functions.
 
 A weight is a stack of matrices, seen as (E, columns, K), with K the length of the sums. `TRANSPOSED` says how it lies:
-the columns of one k are neighbours in memory, not the k of one column. It comes as a pointer with three strides, or, with
-`DESCRIPTOR`, as a tensor descriptor of three dimensions (one block of one expert, fetched by the copy engine). A
-descriptor's three dimensions make a block that sticks out of an expert zero there, instead of showing the next expert.
+the columns of one k are neighbours in memory, not the k of one column. It comes as a pointer with three strides, or,
+with `DESCRIPTOR`, as a tensor descriptor of three dimensions, whose blocks the copy engine fetches. Three, so that a
+block that sticks out of its expert is zero there, instead of showing the next expert.
 """
 
 from __future__ import annotations

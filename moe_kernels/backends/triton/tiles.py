@@ -73,6 +73,15 @@ HALF: dict[str, tuple[tuple[int, Tile], ...]] = {
 # Float32 is multiplied without tensor cores: the registers are what limits the tile.
 FLOAT32 = ((16, Tile(16, 64, 32, 4, 2, 2)), (1 << 30, Tile(64, 64, 16, 8, 2, 2)))
 
+GRADIENT = {
+    "interpreter": Tile(64, 64, 64, 4, 2),
+    "sm_80": Tile(128, 128, 32, 8, 4),
+    "sm_90": Tile(128, 256, 64, 8, 3),
+    "sm_100": Tile(128, 256, 64, 8, 3),
+    "amd": Tile(128, 128, 32, 8, 2),
+}
+FLOAT32_GRADIENT = dict.fromkeys(GRADIENT, Tile(64, 64, 16, 8, 2)) | {"interpreter": GRADIENT["interpreter"]}
+
 
 def device_class(device: Device) -> str:
     if device.amd:
@@ -106,7 +115,21 @@ def rows_tile(device: Device, itemsize: int, rows: int, E: int, batch_invariant:
     return fit(next(tile for limit, tile in table if per_expert <= limit), itemsize, device.shared_bytes)
 
 
+def gradient_tile(device: Device, itemsize: int) -> Tile:
+    """Choose the tile of a weight's gradient: `rows` by `columns` of the weight, `k` rows at a time."""
+    return fit((FLOAT32_GRADIENT if itemsize == 4 else GRADIENT)[device_class(device)], itemsize, device.shared_bytes)
+
+
+def activation_gradient_tile(device: Device, itemsize: int, rows: int, E: int) -> Tile:
+    """Choose the tile of the product whose epilogue goes back through the activation.
+
+    It holds pre-activation and gradients beside the sums, so that it may have half the sums of another product.
+    """
+    tile = rows_tile(device, itemsize, rows, E)
+    return replace(tile, columns=128, stages=3, occupancy=2) if tile.columns > 128 else tile
+
+
 def programs(device: Device, tile: Tile, rows: int, groups: int, column_blocks: int) -> int:
-    """Return the size of a persistent grid: no more programs than the device runs at once, or than there can be tiles."""
+    """Return the size of a persistent grid: not more than the device runs at once, nor than there can be tiles."""
     most = (-(-rows // tile.rows) + min(groups, rows)) * column_blocks
     return max(1, min(device.processors * tile.occupancy, most))

@@ -30,7 +30,9 @@ def specimens(target: str) -> list[Specimen]:
         found.append(_specimen("permute", permute._permute_kernel, dtype, blocks, H))
         found.append(_specimen("unpermute", unpermute._unpermute_kernel, dtype, {**blocks, "K": 8}, H))
         back = unpermute._unpermute_backward_kernel
-        found.append(_specimen("unpermute-backward", back, dtype, {"BLOCK_H": block_H}, H))
+        found.append(
+            _specimen("unpermute-backward", back, dtype, {"BLOCK_H": min(block_H, unpermute.BACKWARD_COLUMNS)}, H)
+        )
     plain = {"weights": None, **blocks, "K": 2}
     found.append(_specimen("unpermute-plain", unpermute._unpermute_kernel, "bf16", plain, 33))
     found.append(_specimen("combine", unpermute._unpermute_kernel, "fp32", {**blocks, "K": 8}, 4096, "bf16"))
