@@ -43,7 +43,7 @@ def engine(request):
 
 def pytest_generate_tests(metafunc):
     if "engine" in metafunc.fixturenames:
-        metafunc.parametrize("engine", ["reference", "cpu"], indirect=True)
+        metafunc.parametrize("engine", ["reference", "cpu", "triton"], indirect=True)
 
 
 def _sizes(kind: str) -> tuple[int, int]:

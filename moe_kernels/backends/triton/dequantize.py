@@ -3,6 +3,8 @@
 Letters: E experts, O rows of a matrix, H values a row, N rows of x.
 """
 
+# Kernels annotate their compile-time arguments alone, if they have any.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import torch
@@ -10,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_kernels.backends.triton.number_formats import block_scale, levels_on, rounded
+from moe_kernels.backends.triton.number_formats import block_scale, int8_rounded, levels_on
 from moe_kernels.backends.triton.platform import interpreted
-from moe_kernels.backends.triton.rounding import narrow
+from moe_kernels.backends.triton.products import rounded
 
 # Values that a program makes: 32 a thread.
 NF4_BLOCKS = 64
@@ -47,7 +49,7 @@ def _dequantize_nf4_kernel(
     code = tl.load(codes + block[:, None] * 32 + byte[None, :], mask=mask[:, None], other=0).to(tl.int32)
     first = tl.load(levels + (code >> 4)) * scale
     second = tl.load(levels + (code & 15)) * scale
-    value = narrow(tl.interleave(first, second), out.dtype.element_ty, INTERPRET)
+    value = rounded(tl.interleave(first, second), out.dtype.element_ty, INTERPRET)
     tl.store(out + block[:, None] * 64 + tl.arange(0, 64)[None, :], value, mask=mask[:, None])
 
 
@@ -66,7 +68,7 @@ def _dequantize_int8_kernel(
     at = row_of_all[:, None] * H + column[None, :]
     factor = tl.load(scale + row_of_all, mask=row < O, other=0.0)[:, None]
     value = tl.load(values + at, mask=mask, other=0).to(tl.float32) * factor
-    tl.store(out + at, narrow(value, out.dtype.element_ty, INTERPRET), mask=mask)
+    tl.store(out + at, rounded(value, out.dtype.element_ty, INTERPRET), mask=mask)
 
 
 def dequantize_experts(format: str, data: Tensor, scales: list[Tensor], offsets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -138,7 +140,7 @@ def _round_rows_kernel(x, values, scale, H, x_row, x_column, COLUMNS: tl.constex
     for start in range(0, H, COLUMNS):
         mask = start + column < H
         value = tl.load(x + n * x_row + (start + column) * x_column, mask=mask, other=0.0).to(tl.float32)
-        tl.store(values + n * H + start + column, rounded(tl.div_rn(value, divisor)), mask=mask)
+        tl.store(values + n * H + start + column, int8_rounded(tl.div_rn(value, divisor)), mask=mask)
     tl.store(scale + n, factor)
 
 

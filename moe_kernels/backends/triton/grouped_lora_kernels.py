@@ -8,13 +8,14 @@ Columns of h from a group's rank on are never read.
 Letters: N rows, G groups, R rank, C columns (H or O).
 """
 
+# Kernels annotate their compile-time arguments alone, if they have any.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from moe_kernels.backends.triton.products import multiply, row_pointers
-from moe_kernels.backends.triton.rounding import narrow
+from moe_kernels.backends.triton.products import multiply, rounded, row_pointers
 from moe_kernels.backends.triton.schedule import locate, row_blocks
 
 
@@ -179,7 +180,7 @@ def _expand_kernel(
         acc += tl.load(base + token * base_row + c.to(tl.int64)[None, :] * base_column, mask=mask, other=0.0).to(
             tl.float32
         )
-    tl.store(out_columns + token * out_row, narrow(acc, kind, INTERPRET), mask=mask)
+    tl.store(out_columns + token * out_row, rounded(acc, kind, INTERPRET), mask=mask)
 
 
 @triton.jit
@@ -224,7 +225,7 @@ def _outer_kernel(
         acc = multiply_wide(tl.trans(a), b, acc, INTERPRET)
     acc = tl.where((r < rank)[:, None], acc * tl.load(scaling + group), 0.0)
     at = group.to(tl.int64) * out_group + r.to(tl.int64)[:, None] * out_rank + c.to(tl.int64)[None, :] * out_column
-    tl.store(out + at, narrow(acc, out.dtype.element_ty, INTERPRET), mask=(r < R)[:, None] & (c < C)[None, :])
+    tl.store(out + at, rounded(acc, out.dtype.element_ty, INTERPRET), mask=(r < R)[:, None] & (c < C)[None, :])
 
 
 @triton.jit

@@ -3,6 +3,8 @@
 Letters as in `moe_kernels.number_formats`: O rows of a matrix, H values a row, B blocks.
 """
 
+# Kernels annotate their compile-time arguments alone, if they have any.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import torch
@@ -45,7 +47,7 @@ def nf4_levels(code):
 
 
 @triton.jit
-def rounded(value):
+def int8_rounded(value):
     """Round float32 values of at most 127 in magnitude to int8, ties to even."""
     return tl.minimum(tl.maximum((value + ROUNDER) - ROUNDER, -127.0), 127.0).to(tl.int8)
 
