@@ -25,9 +25,11 @@ CHOICES = (1, 2, 8, "E")
 # What the interpreter runs of them by default.
 INTERPRETED = {(0, 8, 2), (1, 1, 1), (3, 8, 8), (63, 8, 2), (63, 64, 8)}
 INTERPRETED_LORA = {(0, 8, 5), (3, 8, 16), (63, 1, 70), (63, 8, 5)}
+INTERPRETED_QUANTIZED = {(0, 8, 2), (1, 1, 1), (3, 8, 2)}
 # Tests that the interpreter leaves to the slow ones altogether.
 NOT_INTERPRETED = {
     "test_grouped_lora": ("test_model_sizes", "test_error_is_that_of_the_loop", "test_opcheck"),
+    "test_quantized": ("test_model_sizes", "test_error_levels", "test_gated_forms", "test_opcheck_fused_experts"),
 }
 # The ops of a file of tests, where they are not the one that the file is named after. The quantized ones choose for
 # themselves (test_quantized.py): a backend may lack them.
@@ -81,6 +83,11 @@ def _slow_to_interpret(item: pytest.Item, given: dict[str, object]) -> bool:
         shape = tuple(given.get(name) for name in letters)
         if None not in shape and shape not in kept:
             return True
+    # The quantized ones: few shapes, one of the 16-bit types, one of the two kinds of scales.
+    if given.get("shape", (0, 8, 2)) not in INTERPRETED_QUANTIZED or given.get("kind") == "nf4-plain":
+        return True
+    if "engine" in given and given.get("dtype") == torch.float16:
+        return True
     module = item.module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
     return item.originalname in NOT_INTERPRETED.get(module, ())  # type: ignore[attr-defined]
 

@@ -46,6 +46,59 @@ def nf4_levels(code):
     return tl.where((code & 8) != 0, high, low)
 
 
+def look_up_asm(dtype: torch.dtype) -> str:
+    """Return PTX that turns four bytes ($4) into the levels of their high nibbles ($0, $1) and low ones ($2, $3).
+
+    A byte permutation looks four nibbles up at once in eight bytes: one for codes below 8 and one for those above give
+    the levels' low bytes, two more their high bytes, and others choose by a nibble's highest bit and put the bytes
+    together. 2.8 instructions a value, none of them a load: so the look-up can follow the layout of the product's
+    operand, which the load of a table's entries cannot.
+    """
+    bits = torch.tensor(number_formats.NF4_LEVELS).to(dtype).view(torch.int16).tolist()
+    planes = [[(b >> shift) & 0xFF for b in bits] for shift in (0, 8)]
+    words = [sum(plane[4 * i + j] << 8 * j for j in range(4)) for plane in planes for i in range(4)]
+    tables = " ".join(f"mov.b32 t{i}, {word:#010x};" for i, word in enumerate(words))
+    half = "prmt.b32 a, t0, t1, s; prmt.b32 b, t2, t3, s; prmt.b32 a, a, b, u; "
+    half += "prmt.b32 b, t4, t5, s; prmt.b32 c, t6, t7, s; prmt.b32 b, b, c, u; "
+    return (
+        "{ .reg .b32 s, u, a, b, c, t0, t1, t2, t3, t4, t5, t6, t7; "
+        + tables
+        + " and.b32 s, $4, 0x77777777; shr.u32 u, $4, 1; and.b32 u, u, 0x44444444; or.b32 u, u, 0x32103210; "
+        + half
+        + "prmt.b32 $0, a, b, 0x7351; prmt.b32 $2, a, b, 0x6240; shr.u32 s, s, 16; shr.u32 u, u, 16; "
+        + half
+        + "prmt.b32 $1, a, b, 0x7351; prmt.b32 $3, a, b, 0x6240; }"
+    )
+
+
+LOOK_UP_BF16 = tl.constexpr(look_up_asm(torch.bfloat16))
+LOOK_UP_FP16 = tl.constexpr(look_up_asm(torch.float16))
+
+
+@triton.jit
+def nf4_pairs(code, levels, kind: tl.constexpr, PERMUTE: tl.constexpr):
+    """The levels of the high and of the low nibbles of bytes, as `kind`.
+
+    Args:
+        code: uint8.
+        levels: the table in memory, used without `PERMUTE`.
+        PERMUTE: NVIDIA's byte permutation, for 16-bit kinds.
+    """
+    if PERMUTE and kind == tl.bfloat16:
+        first, second = tl.inline_asm_elementwise(
+            LOOK_UP_BF16, "=r,=r,=r,=r,r", [code], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+        )
+    elif PERMUTE:
+        tl.static_assert(kind == tl.float16)
+        first, second = tl.inline_asm_elementwise(
+            LOOK_UP_FP16, "=r,=r,=r,=r,r", [code], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
+        )
+    else:
+        index = code.to(tl.int32)
+        first, second = tl.load(levels + (index >> 4)), tl.load(levels + (index & 15))
+    return first, second
+
+
 @triton.jit
 def int8_rounded(value):
     """Round float32 values of at most 127 in magnitude to int8, ties to even."""

@@ -78,25 +78,30 @@ def quantized_tile(
     """
     k = 64 if kind != "int8" or device.amd else 128
     if kind == "int8" and itemsize == 4:
-        k = 16
+        k = 32
     if device == INTERPRETER:
         return Tile(16 if rows <= FEW_ROWS * E else 64, 64, 64, 4, 2)
     if dynamic:
         if rows <= FEW_ROWS * E:
             return Tile(16, 64, 128, 4, 2 if device.amd else 4, 4)
-        if rows <= 64 * E or device.amd:
+        if rows <= 64 * E or device.architecture < 90:
             return Tile(64, 64, 128, 4, 2 if device.amd else 3, 2)
         return Tile(128, 128, 128, 8, 3, 1)
     stages = 2 if device.amd or itemsize == 4 else 4
     if batch_invariant:
-        return Tile(tiles.INVARIANT_ROWS, 64, k, 8, stages, 1)
+        return Tile(tiles.INVARIANT_ROWS, 32, k, 8 if device.amd else 4, stages, 2)
     # One token's experts have few columns: narrow blocks, so that every processor has some.
     blocks = min(rows, E) * columns // 64
-    narrow = blocks < 2 * device.processors and not device.amd
+    narrow = blocks < 2 * device.processors or device.amd
     return Tile(16, 32 if narrow else 64, k, 4, stages, 4)
 
 
-def _constants(weight: Quantized, tile: Tile) -> dict[str, Any]:
+def permutes(device: Device, kind: str, itemsize: int) -> bool:
+    """Whether NF4's levels are looked up by NVIDIA's byte permutation."""
+    return kind != "int8" and itemsize == 2 and not device.amd and device != INTERPRETER
+
+
+def _constants(weight: Quantized, tile: Tile, x: Tensor) -> dict[str, Any]:
     return {
         "E_PAD": triton.next_power_of_2(weight.E + 1),
         "BLOCK_ROWS": tile.rows,
@@ -105,6 +110,7 @@ def _constants(weight: Quantized, tile: Tile) -> dict[str, Any]:
         "GROUP_ROWS": tiles.GROUP_ROWS,
         "FORMAT": weight.kind,
         "WHOLE_K": weight.k % tile.k == 0,
+        "PERMUTE": permutes(platform.device_of(x), weight.kind, x.element_size()),
         "INTERPRET": platform.interpreted(),
         **tile.options,
     }
@@ -163,7 +169,7 @@ def multiply_rows_quantized(
         SCALE=row_scale is not None,
         BASE=base is not None,
         TAIL=zero_tail,
-        **_constants(weight, tile),
+        **_constants(weight, tile, x),
     )
     return out
 
@@ -209,7 +215,7 @@ def up_projection_quantized(
         INTERLEAVED=interleaved,
         BIAS=bias is not None,
         SAVE=save,
-        **_constants(weight, tile),
+        **_constants(weight, tile, x),
     )
     return act, pre
 

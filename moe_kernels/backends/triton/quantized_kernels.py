@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from moe_kernels.backends.triton.activations import activate
-from moe_kernels.backends.triton.number_formats import block_scale, int8_rounded
+from moe_kernels.backends.triton.number_formats import block_scale, int8_rounded, nf4_pairs
 from moe_kernels.backends.triton.products import multiply, rounded, row_pointers
 from moe_kernels.backends.triton.schedule import locate, row_blocks
 
@@ -37,6 +37,7 @@ def _nf4_product(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     NESTED: tl.constexpr,
+    PERMUTE: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Return the sums over the first `blocks` blocks of 64 values of the weight's rows (int64)."""
@@ -49,10 +50,10 @@ def _nf4_product(
     for block in tl.range(0, blocks):
         both = tl.load(pointers[:, None] + (block * 64 + k)[None, :])
         even, odd = tl.split(both.reshape(BLOCK_ROWS, 32, 2))
-        code = tl.load(at + block * 32).to(tl.int32)
+        first, second = nf4_pairs(tl.load(at + block * 32), levels, even.dtype, PERMUTE)
         part = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-        part = multiply(even, tl.load(levels + (code >> 4)), part, INTERPRET)
-        part = multiply(odd, tl.load(levels + (code & 15)), part, INTERPRET)
+        part = multiply(even, first, part, INTERPRET)
+        part = multiply(odd, second, part, INTERPRET)
         scale = block_scale(absmax, nested_absmax, nested_code, offset, first_block + block, always, NESTED)
         acc += part * scale[None, :]
     return acc
@@ -112,6 +113,7 @@ def quantized_product(
     FORMAT: tl.constexpr,
     DYNAMIC: tl.constexpr,
     WHOLE_K: tl.constexpr,
+    PERMUTE: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Return float32 (BLOCK_ROWS, BLOCK_COLUMNS): the rows at `pointers` times the weight's `columns`.
@@ -140,6 +142,7 @@ def quantized_product(
             BLOCK_ROWS,
             BLOCK_COLUMNS,
             FORMAT == "nf4-nested",
+            PERMUTE,
             INTERPRET,
         )
 
@@ -182,6 +185,7 @@ def _quantized_mm_kernel(
     BASE: tl.constexpr,
     TAIL: tl.constexpr,
     WHOLE_K: tl.constexpr,
+    PERMUTE: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """out[n] = base + row_scale · (x[gather[n]] · Wᵀ + bias), a persistent loop over its tiles."""
@@ -214,6 +218,7 @@ def _quantized_mm_kernel(
             FORMAT,
             DYNAMIC,
             WHOLE_K,
+            PERMUTE,
             INTERPRET,
         )
         if DYNAMIC:
@@ -268,6 +273,7 @@ def _quantized_up_kernel(
     BIAS: tl.constexpr,
     SAVE: tl.constexpr,
     WHOLE_K: tl.constexpr,
+    PERMUTE: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """The activation of the up-projection; with a gate its product comes first, then that of the other half."""
@@ -304,6 +310,7 @@ def _quantized_up_kernel(
             FORMAT,
             False,
             WHOLE_K,
+            PERMUTE,
             INTERPRET,
         )
         if BIAS:
@@ -335,6 +342,7 @@ def _quantized_up_kernel(
                 FORMAT,
                 False,
                 WHOLE_K,
+                PERMUTE,
                 INTERPRET,
             )
             if BIAS:

@@ -13,7 +13,7 @@ E = 64
 DTYPES = {"bf16": ("*bf16", 2), "fp32": ("*fp32", 4), "i8": ("*i8", 1)}
 
 
-def _common(kind: str, x: str, tile: tiles.Tile) -> tuple[dict[str, str], dict[str, Any]]:
+def _common(device: Device, kind: str, x: str, tile: tiles.Tile) -> tuple[dict[str, str], dict[str, Any]]:
     floating = "*bf16" if x == "i8" else DTYPES[x][0]
     types = {"x": DTYPES[x][0], "gather": "*i32", "offsets": "*i32", "x_scale": "*fp32", "levels": floating}
     types |= {"w": "*i8" if kind == "int8" else "*u8", "scale": "*u8" if kind == "nf4-nested" else "*fp32"}
@@ -29,6 +29,7 @@ def _common(kind: str, x: str, tile: tiles.Tile) -> tuple[dict[str, str], dict[s
         "GROUP_ROWS": tiles.GROUP_ROWS,
         "FORMAT": kind,
         "WHOLE_K": True,
+        "PERMUTE": quantized.permutes(device, kind, DTYPES[x][1]),
         "INTERPRET": False,
     }
     if kind != "nf4-nested":
@@ -47,7 +48,7 @@ def _specimen(name: str, kernel: Any, types: dict[str, str], constants: dict[str
 def _mm(device: Device, kind: str, x: str, rows: int, label: str, invariant: bool = False) -> Specimen:
     dynamic = x == "i8"
     tile = quantized.quantized_tile(device, kind, dynamic, DTYPES[x][1], rows * E, E, 2048, invariant)
-    types, constants = _common(kind, x, tile)
+    types, constants = _common(device, kind, x, tile)
     constants |= {"DYNAMIC": dynamic, "GATHER": dynamic, "SCALE": False, "BASE": False, "TAIL": False, "BIAS": dynamic}
     constants |= {"row_scale": None, "base": None, "stride_base": 0}
     constants |= {} if dynamic else {"x_scale": None, "gather": None, "bias": None}
@@ -56,7 +57,7 @@ def _mm(device: Device, kind: str, x: str, rows: int, label: str, invariant: boo
 
 def _up(device: Device, kind: str, x: str, rows: int, label: str, invariant: bool = False, **flags: Any) -> Specimen:
     tile = quantized.quantized_tile(device, kind, False, DTYPES[x][1], rows, E, 1024, invariant)
-    types, constants = _common(kind, x, tile)
+    types, constants = _common(device, kind, x, tile)
     constants |= {"ACTIVATION": "silu", "GATED": True, "INTERLEAVED": False, "BIAS": False, "SAVE": False} | flags
     if not constants["BIAS"]:
         constants["bias"] = None
