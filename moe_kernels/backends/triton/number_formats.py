@@ -76,23 +76,27 @@ LOOK_UP_FP16 = tl.constexpr(look_up_asm(torch.float16))
 
 
 @triton.jit
-def nf4_pairs(code, levels, kind: tl.constexpr, PERMUTE: tl.constexpr):
+def nf4_pairs(code, levels, kind: tl.constexpr, LOOK_UP: tl.constexpr):
     """The levels of the high and of the low nibbles of bytes, as `kind`.
 
     Args:
         code: uint8.
-        levels: the table in memory, used without `PERMUTE`.
-        PERMUTE: NVIDIA's byte permutation, for 16-bit kinds.
+        levels: the table in memory.
+        LOOK_UP: "permute" for NVIDIA's byte permutation (16-bit kinds), "select" for a tree of selections, "table" for
+            `levels`.
     """
-    if PERMUTE and kind == tl.bfloat16:
+    if LOOK_UP == "permute" and kind == tl.bfloat16:
         first, second = tl.inline_asm_elementwise(
             LOOK_UP_BF16, "=r,=r,=r,=r,r", [code], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
         )
-    elif PERMUTE:
+    elif LOOK_UP == "permute":
         tl.static_assert(kind == tl.float16)
         first, second = tl.inline_asm_elementwise(
             LOOK_UP_FP16, "=r,=r,=r,=r,r", [code], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
         )
+    elif LOOK_UP == "select":
+        index = code.to(tl.int32)
+        first, second = nf4_levels(index >> 4).to(kind), nf4_levels(index & 15).to(kind)
     else:
         index = code.to(tl.int32)
         first, second = tl.load(levels + (index >> 4)), tl.load(levels + (index & 15))

@@ -80,7 +80,7 @@ def quantized_tile(
     if kind == "int8" and itemsize == 4:
         k = 32
     if device == INTERPRETER:
-        return Tile(16 if rows <= FEW_ROWS * E else 64, 64, 64, 4, 2)
+        return Tile(64 if batch_invariant or rows > FEW_ROWS * E else 16, 64, 64, 4, 2)
     if dynamic:
         if rows <= FEW_ROWS * E:
             return Tile(16, 64, 128, 4, 2 if device.amd else 4, 4)
@@ -88,17 +88,22 @@ def quantized_tile(
             return Tile(64, 64, 128, 4, 2 if device.amd else 3, 2)
         return Tile(128, 128, 128, 8, 3, 1)
     stages = 2 if device.amd or itemsize == 4 else 4
+    if device.amd:
+        # One for any number of rows: a larger one has too few registers.
+        return Tile(16, 64, k, 4, stages, 4)
     if batch_invariant:
-        return Tile(tiles.INVARIANT_ROWS, 32, k, 8 if device.amd else 4, stages, 2)
+        return Tile(tiles.INVARIANT_ROWS, 32, k, 4, stages, 2)
     # One token's experts have few columns: narrow blocks, so that every processor has some.
     blocks = min(rows, E) * columns // 64
-    narrow = blocks < 2 * device.processors or device.amd
+    narrow = blocks < 2 * device.processors
     return Tile(16, 32 if narrow else 64, k, 4, stages, 4)
 
 
-def permutes(device: Device, kind: str, itemsize: int) -> bool:
-    """Whether NF4's levels are looked up by NVIDIA's byte permutation."""
-    return kind != "int8" and itemsize == 2 and not device.amd and device != INTERPRETER
+def look_up(device: Device, itemsize: int) -> str:
+    """Return how NF4's levels are found (see `nf4_pairs`): by what follows the product's operand in its layout."""
+    if device.amd:
+        return "select"
+    return "permute" if itemsize == 2 and device != INTERPRETER else "table"
 
 
 def _constants(weight: Quantized, tile: Tile, x: Tensor) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def _constants(weight: Quantized, tile: Tile, x: Tensor) -> dict[str, Any]:
         "GROUP_ROWS": tiles.GROUP_ROWS,
         "FORMAT": weight.kind,
         "WHOLE_K": weight.k % tile.k == 0,
-        "PERMUTE": permutes(platform.device_of(x), weight.kind, x.element_size()),
+        "LOOK_UP": look_up(platform.device_of(x), x.element_size()),
         "INTERPRET": platform.interpreted(),
         **tile.options,
     }

@@ -37,7 +37,7 @@ def _nf4_product(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     NESTED: tl.constexpr,
-    PERMUTE: tl.constexpr,
+    LOOK_UP: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Return the sums over the first `blocks` blocks of 64 values of the weight's rows (int64)."""
@@ -50,7 +50,7 @@ def _nf4_product(
     for block in tl.range(0, blocks):
         both = tl.load(pointers[:, None] + (block * 64 + k)[None, :])
         even, odd = tl.split(both.reshape(BLOCK_ROWS, 32, 2))
-        first, second = nf4_pairs(tl.load(at + block * 32), levels, even.dtype, PERMUTE)
+        first, second = nf4_pairs(tl.load(at + block * 32), levels, even.dtype, LOOK_UP)
         part = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
         part = multiply(even, first, part, INTERPRET)
         part = multiply(odd, second, part, INTERPRET)
@@ -113,7 +113,7 @@ def quantized_product(
     FORMAT: tl.constexpr,
     DYNAMIC: tl.constexpr,
     WHOLE_K: tl.constexpr,
-    PERMUTE: tl.constexpr,
+    LOOK_UP: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Return float32 (BLOCK_ROWS, BLOCK_COLUMNS): the rows at `pointers` times the weight's `columns`.
@@ -142,7 +142,7 @@ def quantized_product(
             BLOCK_ROWS,
             BLOCK_COLUMNS,
             FORMAT == "nf4-nested",
-            PERMUTE,
+            LOOK_UP,
             INTERPRET,
         )
 
@@ -185,7 +185,7 @@ def _quantized_mm_kernel(
     BASE: tl.constexpr,
     TAIL: tl.constexpr,
     WHOLE_K: tl.constexpr,
-    PERMUTE: tl.constexpr,
+    LOOK_UP: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """out[n] = base + row_scale · (x[gather[n]] · Wᵀ + bias), a persistent loop over its tiles."""
@@ -218,7 +218,7 @@ def _quantized_mm_kernel(
             FORMAT,
             DYNAMIC,
             WHOLE_K,
-            PERMUTE,
+            LOOK_UP,
             INTERPRET,
         )
         if DYNAMIC:
@@ -273,7 +273,7 @@ def _quantized_up_kernel(
     BIAS: tl.constexpr,
     SAVE: tl.constexpr,
     WHOLE_K: tl.constexpr,
-    PERMUTE: tl.constexpr,
+    LOOK_UP: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """The activation of the up-projection; with a gate its product comes first, then that of the other half."""
@@ -310,7 +310,7 @@ def _quantized_up_kernel(
             FORMAT,
             False,
             WHOLE_K,
-            PERMUTE,
+            LOOK_UP,
             INTERPRET,
         )
         if BIAS:
@@ -342,7 +342,7 @@ def _quantized_up_kernel(
                 FORMAT,
                 False,
                 WHOLE_K,
-                PERMUTE,
+                LOOK_UP,
                 INTERPRET,
             )
             if BIAS:

@@ -29,7 +29,7 @@ def _common(device: Device, kind: str, x: str, tile: tiles.Tile) -> tuple[dict[s
         "GROUP_ROWS": tiles.GROUP_ROWS,
         "FORMAT": kind,
         "WHOLE_K": True,
-        "PERMUTE": quantized.permutes(device, kind, DTYPES[x][1]),
+        "LOOK_UP": quantized.look_up(device, DTYPES[x][1]),
         "INTERPRET": False,
     }
     if kind != "nf4-nested":
