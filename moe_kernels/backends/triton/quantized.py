@@ -87,10 +87,10 @@ def quantized_tile(
         if rows <= 64 * E or device.architecture < 90:
             return Tile(64, 64, 128, 4, 2 if device.amd else 3, 2)
         return Tile(128, 128, 128, 8, 3, 1)
-    stages = 2 if device.amd or itemsize == 4 else 4
     if device.amd:
-        # One for any number of rows: a larger one has too few registers.
-        return Tile(16, 64, k, 4, stages, 4)
+        # One for any number of rows, and nothing fetched ahead with 16-bit levels: more would spill.
+        return Tile(16, 64, k, 4, 1 if kind != "int8" and itemsize == 2 else 2, 4)
+    stages = 2 if itemsize == 4 else 4
     if batch_invariant:
         return Tile(tiles.INVARIANT_ROWS, 32, k, 4, stages, 2)
     # One token's experts have few columns: narrow blocks, so that every processor has some.
