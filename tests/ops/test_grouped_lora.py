@@ -29,14 +29,14 @@ def loop(x, A, B, groups, scaling, ranks=None):
 
 def draw(N, G, R, dtype, H=H, O=O, sentinels=True, mixed=False, seed=0):
     """Return x, A, B, groups, scaling and ranks; the last group has no rows, if there is more than one."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(seed), torch.get_default_device()
 
     def normal(*shape, scale=1.0):
-        return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+        return (torch.randn(*shape, generator=generator, device="cpu") * scale).to(device, dtype)
 
-    groups = torch.randint(0, max(G - 1, 1), (N,), generator=generator, dtype=torch.int32)
-    if sentinels:
-        groups = torch.where(torch.rand(N, generator=generator) < 0.2, G + groups, groups)
+    drawn = {"generator": generator, "device": "cpu"}
+    groups = torch.randint(0, max(G - 1, 1), (N,), dtype=torch.int32, **drawn)
+    groups = torch.where(torch.rand(N, generator=generator) < 0.2, G + groups, groups)
     scaling = torch.rand(G, generator=generator) + 0.5
     ranks = torch.randint(0, R + 1, (G,), generator=generator, dtype=torch.int32) if mixed else None
     return normal(N, H), normal(G, R, H, scale=H**-0.5), normal(G, O, R, scale=R**-0.5), groups, scaling, ranks
@@ -56,7 +56,7 @@ def check(N, G, R, backend, dtype, mixed=False, H=H, O=O, **options):
     assert_close(out, want)
     assert not out[groups >= G].any()
 
-    grad = torch.randn(N, O, generator=torch.Generator().manual_seed(1)).to(dtype)
+    grad = torch.randn(N, O, generator=torch.Generator().manual_seed(1), device="cpu").to(x.device, dtype)
     out.backward(grad)
     want.backward(grad.double())
     terms = float(torch.linalg.vector_norm(grad * want.detach()))
@@ -180,6 +180,26 @@ def test_batch_invariance(dtype, R, mixed):
     assert torch.equal(again, whole)
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["one-rank", "mixed"])
+def test_batch_invariance_on_request(backend, dtype, mixed):
+    if backend == "reference":
+        pytest.skip("torch's matmul makes no such promise")
+    x, A, B, groups, scaling, ranks = draw(70, 3, 20, dtype, H=1100, mixed=mixed)
+
+    def run(rows):
+        given = x[rows], A, B, groups[rows], scaling
+        return grouped_lora(*given, ranks=ranks, backend=backend, batch_invariant=True)
+
+    whole = run(slice(None))
+    for rows in (
+        slice(0, 1),
+        slice(69, 70),
+        slice(3, 20),
+        torch.randperm(70, generator=torch.Generator().manual_seed(0), device="cpu").to(x.device),
+    ):
+        assert torch.equal(run(rows), whole[rows])
+
+
 @native_only
 def test_gradients_do_not_depend_on_the_threads():
     before = torch.get_num_threads()
@@ -243,7 +263,7 @@ def test_fullgraph(compiler):
 def test_autocast(backend):
     x, A, B, groups, scaling, _ = draw(9, 3, 4, torch.float32)
     want = grouped_lora(x.bfloat16(), A.bfloat16(), B.bfloat16(), groups, scaling, backend=backend)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         assert torch.equal(grouped_lora(x, A, B, groups, scaling, backend=backend), want)
 
 

@@ -43,7 +43,7 @@ def engine(request):
 
 def pytest_generate_tests(metafunc):
     if "engine" in metafunc.fixturenames:
-        metafunc.parametrize("engine", ["reference", "cpu"], indirect=True)
+        metafunc.parametrize("engine", ["reference", "cpu", "triton"], indirect=True)
 
 
 def _sizes(kind: str) -> tuple[int, int]:
@@ -174,7 +174,7 @@ def test_autocast(kind, engine):
     inputs = expert_inputs(17, 4, 2, *_sizes(kind), bias=True).to(torch.float32)
     gate_up, down = QUANTIZE[kind](inputs.gate_up), QUANTIZE[kind](inputs.down)
     low = _call(inputs.to(torch.bfloat16), gate_up, down, engine)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(inputs.x.device.type, torch.bfloat16):
         assert torch.equal(_call(inputs, gate_up, down, engine), low)
 
 
@@ -211,13 +211,47 @@ def test_dynamic_rounds_both_operands_of_the_experts():
     assert_close(out, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("T", [5, 90], ids=lambda T: f"T{T}")
+def test_dynamic_is_that_of_the_reference(T, dtype, engine):
+    inputs = expert_inputs(T, 4, 2, 65, 35, bias=True, routing="sentinels")
+    gate_up, down = quantize_int8(inputs.gate_up), quantize_int8(inputs.down)
+    cast = inputs.to(dtype)
+    want = _call(cast, gate_up, down, "reference", dynamic=True)
+    assert_close(_call(cast, gate_up, down, engine, dynamic=True), want)
+    plan = route(cast.indices, 4, backend="reference")
+    given = {"offsets": plan.offsets, "row_token": plan.row_token, "bias": cast.gate_up_bias, "dynamic": True}
+    want = grouped_mm(cast.x, gate_up, **given, backend="reference")
+    assert_close(grouped_mm(cast.x, gate_up, **given, backend=engine), want)
+
+
+@pytest.mark.parametrize("format", ["nf4", "int8", "int8-dynamic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_batch_invariance_on_request(format, dtype, engine):
+    if engine == "reference":
+        pytest.skip("torch's matmul makes no such promise")
+    inputs = expert_inputs(70, 4, 2, 64, 64)
+    quantize = quantize_nf4 if format == "nf4" else quantize_int8
+    gate_up, down = quantize(inputs.gate_up), quantize(inputs.down)
+    x, indices, weights, *_ = inputs.to(dtype)
+
+    def call(rows):
+        given = inputs.to(dtype)._replace(x=x[rows], indices=indices[rows], weights=weights[rows])
+        return _call(given, gate_up, down, engine, dynamic=format == "int8-dynamic", batch_invariant=True)
+
+    whole = call(slice(None))
+    for rows in (slice(0, 1), slice(3, 40)):
+        assert torch.equal(call(rows), whole[rows])
+
+
 def test_the_gradient_of_dynamic_is_straight_through(engine):
     torch.manual_seed(0)
     plan = route(random_indices(17, 4, 2), 4)
     w = quantize_int8(torch.randn(4, 21, 33))
     grads = []
     for dynamic in (False, True):
-        x = torch.randn(17, 33, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        torch.manual_seed(1)
+        x = torch.randn(17, 33).requires_grad_()
         out = grouped_mm(x, w, plan.offsets, row_token=plan.row_token, dynamic=dynamic, backend=engine)
         out.backward(torch.ones_like(out))
         grads.append(x.grad)

@@ -20,6 +20,9 @@ IMPLEMENTED: tuple[str, ...] = (
     "unpermute",
     "grouped_mm",
     "fused_experts",
+    "grouped_mm_quantized",
+    "fused_experts_quantized",
+    "grouped_lora",
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
