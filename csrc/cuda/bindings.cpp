@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda/experts_bindings.h"
 #include "cuda/permute.h"
 #include "cuda/runtime.h"
 
@@ -48,7 +49,15 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<TensorView>(m, "View", py::module_local())
       .def(py::init(&make_view), py::arg("address"), py::arg("shape"), py::arg("strides"), py::arg("dtype"));
 
-  m.def("load", [](int device) { moe::cuda::load(device); }, py::arg("device"), Release());
+  m.def(
+      "load",
+      [](int device) {
+        moe::cuda::load(device);
+        moe::cuda::load_experts(device);
+        moe::cuda::load_expert_rows(device);
+      },
+      py::arg("device"), Release());
+  moe::cuda::bind_experts(m);
   m.def(
       "permute",
       [](const TensorView& x, const TensorView& offsets, const TensorView& row_token, const TensorView& out, int device,

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from moe_kernels.backends.cuda import launch
+from moe_kernels.backends.cuda.operands import operands_problem
 
 EXPERIMENTAL = True
-IMPLEMENTED = ("permute", "unpermute")
+IMPLEMENTED = ("permute", "unpermute", "grouped_mm", "fused_experts")
+# The products on tensor cores; their tensors are x and the weights.
+PRODUCTS = ("grouped_mm", "fused_experts")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -28,4 +31,8 @@ def supports(op: str, *tensors: Tensor) -> str | None:
             return f"takes CUDA tensors, got one on {tensor.device}"
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"takes float32, float16 and bfloat16, got {str(tensor.dtype).removeprefix('torch.')}"
+    if op in PRODUCTS:
+        problem = operands_problem(*tensors)
+        if problem is not None:
+            return problem
     return launch.device_problem(tensors[0].device.index) if tensors else None
