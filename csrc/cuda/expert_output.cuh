@@ -7,6 +7,8 @@
 
 #include "cuda/activation.cuh"
 #include "cuda/numbers.cuh"
+#include "cuda/schedule.h"
+#include "cuda/warp_tile.cuh"
 
 namespace moe::cuda {
 
@@ -17,6 +19,8 @@ enum class Form : int32_t {
 };
 
 constexpr int VECTOR = 8;
+// Columns of a warp's patch of sums where it gives a part of a dot product.
+constexpr int DOT_COLUMNS = 32;
 
 template <typename T>
 struct ExpertOutput {
@@ -32,7 +36,7 @@ struct ExpertOutput {
   T* grad_pre;         // of pre's shape
   const T* bias;       // (E, as wide as the sums) or null
   const float* scale;  // (N) or null
-  float* dot;          // (N, dots) or null: parts of Σ over the columns
+  float* dot;          // (N, dots) or null: parts of Σ over the columns, DOT_COLUMNS each
   int64_t dots;
 
   MOE_DEVICE int64_t width() const { return is_gated ? 2 * columns : columns; }
@@ -188,5 +192,34 @@ struct ExpertOutput {
     return part;
   }
 };
+
+// A warp writes the outputs of its patch of ROWS x COLUMNS sums in shared memory, of which `rows` are an expert's.
+template <int ROWS, int COLUMNS, typename T>
+MOE_DEVICE void write_patch(const ExpertOutput<T>& output, int32_t expert, int64_t first_row, int rows,
+                            int64_t first_column, const float* patch, int lane) {
+  constexpr int STRIDE = WarpPatch<ROWS, COLUMNS>::STRIDE;
+  const int taken = output.sums_per_vector(), vectors = COLUMNS / taken;
+  for (int unit = lane; unit < ROWS * vectors; unit += WARP) {
+    const int r = unit / vectors, v = unit % vectors;
+    float part = 0.0f;
+    if (r < rows && first_column + v * VECTOR < output.columns)
+      part = output.write(expert, first_row + r, first_column + v * VECTOR, patch + r * STRIDE + v * taken);
+    if (!output.dot) continue;
+    // The vectors of a row are in neighbouring lanes.
+    for (int step = 1; step < vectors; step *= 2) part += __shfl_xor_sync(0xffffffffu, part, step);
+    const int64_t which = first_column / DOT_COLUMNS;
+    if (v == 0 && r < rows && which < output.dots) output.dot[(first_row + r) * output.dots + which] = part;
+  }
+}
+
+// Zeros for a tile of `block_columns` columns of sums whose rows no expert owns.
+template <typename T>
+MOE_DEVICE void zero_tile(const ExpertOutput<T>& output, const Tile& tile, int block_columns, int thread, int threads) {
+  const int vectors = block_columns / output.sums_per_vector();
+  for (int unit = thread; unit < tile.rows * vectors; unit += threads) {
+    const int64_t column = (int64_t{tile.column_block} * vectors + unit % vectors) * VECTOR;
+    if (column < output.columns) output.zero(tile.first_row + unit / vectors, column);
+  }
+}
 
 }  // namespace moe::cuda

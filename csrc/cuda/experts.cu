@@ -1,7 +1,11 @@
 // From tensor views to the products over expert rows.
+#include <cstdlib>
+#include <cstring>
+
 #include "cuda/by_half.h"
 #include "cuda/experts.h"
 #include "cuda/grouped_launch.h"
+#include "cuda/grouped_wgmma_launch.h"
 
 namespace moe::cuda {
 namespace {
@@ -41,6 +45,20 @@ RowsOperand<T> operand_of(const TensorView& rows, const TensorView* row_token) {
 
 }  // namespace
 
+bool has_wgmma() {
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+  // The one architecture whose image has these instructions.
+  return major == 9 && minor == 0;
+}
+
+bool wgmma_serves(int64_t w_expert_stride) {
+  const char* wanted = std::getenv("MOE_KERNELS_CUDA_PRODUCTS");
+  return !(wanted && std::strcmp(wanted, "mma") == 0) && w_expert_stride > 0 && has_wgmma();
+}
+
 void grouped_mm(const TensorView& x, const TensorView& w, const TensorView& offsets, const TensorView* row_token,
                 const TensorView* bias, const TensorView* row_scale, const TensorView& out, int device,
                 cudaStream_t stream) {
@@ -79,10 +97,7 @@ void expert_up(const TensorView& x, const TensorView& gate_up, const TensorView&
   });
 }
 
-int64_t expert_dots(int64_t intermediate) {
-  constexpr int64_t ACROSS = RowsTile<128, true>::WARPS_ACROSS;
-  return ceil_div(intermediate, BLOCK_COLUMNS) * ACROSS;
-}
+int64_t expert_dots(int64_t intermediate) { return ceil_div(intermediate, DOT_COLUMNS); }
 
 void expert_down_backward(const TensorView& grad, const TensorView& down, const TensorView& offsets,
                           const TensorView& row_token, const TensorView& pre, const TensorView& row_weight,

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "cuda/grouped_launch.h"
+#include "cuda/grouped_wgmma_launch.h"
 
 namespace moe::cuda {
 
@@ -25,6 +26,7 @@ void launch_rows_tile(const char* op, RowsProduct<T>& product, cudaStream_t stre
 
 template <typename T>
 void launch_rows_product(const char* op, RowsProduct<T>& product, bool along_k, cudaStream_t stream) {
+  if (wgmma_serves(product.w_expert_stride)) return launch_rows_product_wgmma(op, product, along_k, stream);
   // The parts of a dot product are those of the large tile.
   const bool few = product.groups.rows <= FEW_ROWS * product.groups.experts && !product.output.dot;
   if (few)
@@ -49,6 +51,7 @@ void load_products() {
   load_kernel(rows_product_kernel<T, 128, true>, RowsTile<128, true>::SHARED_BYTES);
   load_kernel(rows_product_kernel<T, 128, false>, RowsTile<128, false>::SHARED_BYTES);
   load_kernel(outer_product_kernel<T>, OuterTile::SHARED_BYTES);
+  if (has_wgmma()) load_products_wgmma<T>();
 }
 
 }  // namespace moe::cuda

@@ -39,7 +39,7 @@ struct OuterTile {
   static constexpr int STAGE_BYTES = 2 * Operand::BYTES;
   static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES;
 };
-static_assert(BLOCK_THREADS / WARP * OuterTile::Sums::PATCH_BYTES <= OuterTile::SHARED_BYTES, "patches fit");
+static_assert(BLOCK_THREADS / WARP * OuterTile::Sums::Patch::BYTES <= OuterTile::SHARED_BYTES, "patches fit");
 
 // Rows of one expert, 64 at a time, as [row][128 columns].
 template <typename T>
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS) outer_product_kernel(const Oute
   ptx::copy_async_wait<0>();
   __syncthreads();
 
-  float* patch = reinterpret_cast<float*>(shared + warp * Sums::PATCH_BYTES);
+  float* patch = reinterpret_cast<float*>(shared + warp * Sums::Patch::BYTES);
   sums.store(patch, lane);
   __syncwarp();
   T* out = p.out + expert * p.a.columns * p.b.columns;
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS) outer_product_kernel(const Oute
     if (i >= p.a.columns || j >= p.b.columns) continue;
     Pack<T, CHUNK> vector;
 #pragma unroll
-    for (int k = 0; k < CHUNK; ++k) vector.value[k] = from_float<T>(patch[r * Sums::PATCH_STRIDE + c + k]);
+    for (int k = 0; k < CHUNK; ++k) vector.value[k] = from_float<T>(patch[r * Sums::Patch::STRIDE + c + k]);
     *reinterpret_cast<Pack<T, CHUNK>*>(out + i * p.b.columns + j) = vector;
   }
 }

@@ -51,7 +51,7 @@ struct RowsTile {
   using Sums = WarpSums<BLOCK_ROWS / WARPS_DOWN / 16, BLOCK_COLUMNS / WARPS_ACROSS / 8>;
 
   static constexpr int STAGE_BYTES = Left::BYTES + Right::BYTES;
-  static constexpr int PATCHES_BYTES = BLOCK_THREADS / WARP * Sums::PATCH_BYTES;
+  static constexpr int PATCHES_BYTES = BLOCK_THREADS / WARP * Sums::Patch::BYTES;
   static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES > PATCHES_BYTES ? STAGES * STAGE_BYTES : PATCHES_BYTES;
 };
 
@@ -72,41 +72,6 @@ MOE_DEVICE auto load_of_weights(const RowsProduct<T>& p, const Tile& tile) {
         p.w_stride);
 }
 
-// The outputs of a warp's patch of sums, whose first row and column in the tile are given.
-template <typename T, typename Sums>
-MOE_DEVICE void write_patch(const RowsProduct<T>& p, const Tile& tile, const float* patch, int row, int column,
-                            int lane) {
-  const ExpertOutput<T>& output = p.output;
-  const int taken = output.sums_per_vector(), vectors = Sums::COLUMNS / taken;
-  const int block_columns = BLOCK_COLUMNS / taken * VECTOR;
-  const int64_t first = int64_t{tile.column_block} * block_columns + column / taken * VECTOR;
-  for (int unit = lane; unit < Sums::ROWS * vectors; unit += WARP) {
-    const int r = unit / vectors, v = unit % vectors;
-    const bool valid = row + r < tile.rows && first + v * VECTOR < output.columns;
-    float part = 0.0f;
-    if (valid)
-      part = output.write(tile.group, tile.first_row + row + r, first + v * VECTOR,
-                          patch + r * Sums::PATCH_STRIDE + v * taken);
-    if (!output.dot) continue;
-    // The vectors of a row are in neighbouring lanes.
-    for (int step = 1; step < vectors; step *= 2) part += __shfl_xor_sync(0xffffffffu, part, step);
-    if (v == 0 && row + r < tile.rows) {
-      const int64_t warps_across = BLOCK_COLUMNS / Sums::COLUMNS;
-      output.dot[(tile.first_row + row + r) * output.dots + tile.column_block * warps_across + column / Sums::COLUMNS] =
-          part;
-    }
-  }
-}
-
-template <typename T>
-MOE_DEVICE void zero_tile(const RowsProduct<T>& p, const Tile& tile) {
-  const int block_columns = BLOCK_COLUMNS / p.output.sums_per_vector() * VECTOR, vectors = block_columns / VECTOR;
-  for (int unit = static_cast<int>(threadIdx.x); unit < tile.rows * vectors; unit += BLOCK_THREADS) {
-    const int64_t column = int64_t{tile.column_block} * block_columns + unit % vectors * VECTOR;
-    if (column < p.output.columns) p.output.zero(tile.first_row + unit / vectors, column);
-  }
-}
-
 template <typename T, int BLOCK_ROWS, bool ALONG_K>
 __global__ void __launch_bounds__(BLOCK_THREADS) rows_product_kernel(const RowsProduct<T> p) {
   using Shape = RowsTile<BLOCK_ROWS, ALONG_K>;
@@ -117,7 +82,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS) rows_product_kernel(const RowsP
   Position position;
   Tile tile;
   if (!find_tile_by_warp(p.groups, blockIdx.x, BLOCK_ROWS, p.column_blocks, position, tile)) return;
-  if (tile.group == p.groups.experts) return zero_tile(p, tile);
+  if (tile.group == p.groups.experts)
+    return zero_tile(p.output, tile, BLOCK_COLUMNS, static_cast<int>(threadIdx.x), BLOCK_THREADS);
 
   const LoadAlongK<T, BLOCK_ROWS> rows([&](int i) -> const T* {
     if (i >= tile.rows) return nullptr;
@@ -154,10 +120,13 @@ __global__ void __launch_bounds__(BLOCK_THREADS) rows_product_kernel(const RowsP
   }
   ptx::copy_async_wait<0>();
   __syncthreads();
-  float* patch = reinterpret_cast<float*>(shared + warp * Sums::PATCH_BYTES);
+  float* patch = reinterpret_cast<float*>(shared + warp * Sums::Patch::BYTES);
   sums.store(patch, lane);
   __syncwarp();
-  write_patch<T, Sums>(p, tile, patch, row, column, lane);
+  const int taken = p.output.sums_per_vector();
+  const int64_t first_column = (int64_t{tile.column_block} * BLOCK_COLUMNS + column) / taken * VECTOR;
+  write_patch<Sums::ROWS, Sums::COLUMNS>(p.output, tile.group, tile.first_row + row, tile.rows - row, first_column,
+                                         patch, lane);
 }
 
 }  // namespace moe::cuda

@@ -52,14 +52,26 @@ struct OperandTile {
   }
 };
 
+// Sums of a warp in shared memory, on their way to the output.
+template <int ROWS, int COLUMNS>
+struct WarpPatch {
+  // Floats from a row to the next: an odd multiple of 8 keeps the stores of a warp in different banks.
+  static constexpr int STRIDE = COLUMNS + 8;
+  static constexpr int BYTES = ROWS * STRIDE * 4;
+
+  // A lane's four sums of the 16 x 8 block at (row, column).
+  static MOE_DEVICE void store(float* patch, int row, int column, int lane, float a, float b, float c, float d) {
+    float* at = patch + (row + lane / 4) * STRIDE + column + 2 * (lane % 4);
+    *reinterpret_cast<float2*>(at) = make_float2(a, b);
+    *reinterpret_cast<float2*>(at + 8 * STRIDE) = make_float2(c, d);
+  }
+};
+
 // Sums of (16 ROW_BLOCKS) x (8 COLUMN_BLOCKS) elements, spread over a warp as mma.sync leaves them.
 template <int ROW_BLOCKS, int COLUMN_BLOCKS>
 struct WarpSums {
   static constexpr int ROWS = 16 * ROW_BLOCKS, COLUMNS = 8 * COLUMN_BLOCKS;
-  // Floats from a row to the next in shared memory: a multiple of 8 that is odd in units of 8 keeps the stores of a
-  // warp in different banks.
-  static constexpr int PATCH_STRIDE = COLUMNS + 8;
-  static constexpr int PATCH_BYTES = ROWS * PATCH_STRIDE * 4;
+  using Patch = WarpPatch<ROWS, COLUMNS>;
 
   float value[ROW_BLOCKS][COLUMN_BLOCKS][4];
 
@@ -95,11 +107,8 @@ struct WarpSums {
 #pragma unroll
     for (int i = 0; i < ROW_BLOCKS; ++i)
 #pragma unroll
-      for (int j = 0; j < COLUMN_BLOCKS; ++j) {
-        float* at = patch + (16 * i + lane / 4) * PATCH_STRIDE + 8 * j + 2 * (lane % 4);
-        *reinterpret_cast<float2*>(at) = make_float2(value[i][j][0], value[i][j][1]);
-        *reinterpret_cast<float2*>(at + 8 * PATCH_STRIDE) = make_float2(value[i][j][2], value[i][j][3]);
-      }
+      for (int j = 0; j < COLUMN_BLOCKS; ++j)
+        Patch::store(patch, 16 * i, 8 * j, lane, value[i][j][0], value[i][j][1], value[i][j][2], value[i][j][3]);
   }
 };
 

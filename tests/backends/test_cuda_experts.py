@@ -26,6 +26,13 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=["wgmma", "mma"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The instruction of the products; the emulated device is a Hopper."""
+    monkeypatch.setenv("MOE_KERNELS_CUDA_PRODUCTS", request.param)
+    return request.param
+
+
 def leaves_of(inputs: ExpertInputs) -> ExpertInputs:
     copies = {name: v.detach().clone() for name, v in inputs._asdict().items() if v is not None}
     for name, value in copies.items():
@@ -66,7 +73,7 @@ def check_experts(inputs: ExpertInputs, dtype: torch.dtype, backward: bool = Tru
 @pytest.mark.parametrize("transposed", [False, True], ids=["row-major", "transposed"])
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
 @pytest.mark.parametrize("T", [11, 70])
-def test_gated(T: int, interleaved: bool, transposed: bool, dtype: torch.dtype) -> None:
+def test_gated(T: int, interleaved: bool, transposed: bool, dtype: torch.dtype, products: str) -> None:
     inputs = expert_inputs(
         T, 4, 2, 136, 72, bias=T == 11, interleaved=interleaved, transposed=transposed, routing="sentinels"
     )
@@ -74,7 +81,7 @@ def test_gated(T: int, interleaved: bool, transposed: bool, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("activation", GATED)
-def test_gated_activations(activation: str) -> None:
+def test_gated_activations(activation: str, products: str) -> None:
     interleaved = activation == "gpt_oss"
     inputs = expert_inputs(9, 3, 2, 24, 16, bias=True, interleaved=interleaved)
     if activation == "gpt_oss":
@@ -90,11 +97,15 @@ def test_activations_without_a_gate(activation: str) -> None:
 
 
 @pytest.mark.parametrize("routing", ["skewed", "single"])
-def test_routings(routing: str) -> None:
+def test_routings(routing: str, products: str) -> None:
     check_experts(expert_inputs(150, 3, 1, 40, 24, routing=routing), BF16)
 
 
-def test_many_experts() -> None:
+def test_more_stages_than_are_under_way(products: str) -> None:
+    check_experts(expert_inputs(20, 2, 1, 456, 328), BF16)
+
+
+def test_many_experts(products: str) -> None:
     check_experts(expert_inputs(6, 70, 3, 16, 8, transposed=True), BF16, transposed=True)
 
 
@@ -108,7 +119,7 @@ def test_every_slot_a_sentinel() -> None:
     check_experts(inputs._replace(indices=torch.full_like(inputs.indices, 4)), BF16)
 
 
-def test_a_token_has_the_same_bits_in_every_batch() -> None:
+def test_a_token_has_the_same_bits_in_every_batch(products: str) -> None:
     inputs = expert_inputs(200, 4, 2, 200, 72, bias=True).to(BF16)
     whole = call(inputs)
     for part in (slice(0, 1), slice(3, 17), slice(50, 130)):
@@ -128,7 +139,7 @@ OPTIONS = {
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("T", [13, 70])
-def test_grouped_mm(T: int, options: dict[str, bool], dtype: torch.dtype) -> None:
+def test_grouped_mm(T: int, options: dict[str, bool], dtype: torch.dtype, products: str) -> None:
     E, K, H, O = 4, 2, 72, 136
     torch.manual_seed(0)
     plan = moe_kernels.route(random_indices(T, E, K, "sentinels"), E, backend="reference")
@@ -168,7 +179,7 @@ def test_grouped_mm(T: int, options: dict[str, bool], dtype: torch.dtype) -> Non
             assert_close(leaf.grad, wide[name].grad, dtype, what=name, scale=scale)
 
 
-def test_weights_in_pieces() -> None:
+def test_weights_in_pieces(products: str) -> None:
     """Strided weights and rows are read as they lie."""
     torch.manual_seed(0)
     storage, rows = torch.randn(3, 48, 40).to(BF16), torch.randn(20, 64).to(BF16)

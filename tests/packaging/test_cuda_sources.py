@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 NVCC = shutil.which(os.environ.get("CUDACXX") or "nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 # Files whose kernels are compiled elsewhere.
-HOST_ONLY = {"experts"}
+HOST_ONLY = {"experts", "tensor_map"}
 STACKS = re.compile(r"(\d+) bytes stack frame")
 SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 

@@ -26,9 +26,13 @@ struct Copy {
   }
 };
 
+inline bool coin() {
+  static uint32_t state = 1;
+  state = state * 1664525u + 1013904223u;
+  return state >> 31;
+}
+
 struct Copies {
-  uint3 block{};
-  uint32_t random = 1;
   std::deque<std::vector<Copy>> groups{1};  // the last one is not committed yet
 };
 
@@ -63,8 +67,7 @@ inline void copy_async(SharedPtr to, const void* from, bool valid) {
   if ((reinterpret_cast<uintptr_t>(to) | (valid ? reinterpret_cast<uintptr_t>(from) : 0)) % 16)
     emulate::fail("cp.async: an address is no multiple of 16");
   const emulate::Copy copy{to, from, valid};
-  copies.random = copies.random * 1664525u + 1013904223u;
-  if (copies.random >> 31)
+  if (emulate::coin())
     copy.land();
   else
     copies.groups.back().push_back(copy);
