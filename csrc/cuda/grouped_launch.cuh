@@ -38,6 +38,7 @@ void launch_rows_product(const char* op, RowsProduct<T>& product, bool along_k, 
 
 template <typename T>
 void launch_outer_product(const char* op, OuterProduct<T>& product, int32_t experts, cudaStream_t stream) {
+  if (wgmma_serves(1)) return launch_outer_product_wgmma(op, product, experts, stream);
   product.a_blocks = static_cast<int32_t>(ceil_div(product.a.columns, OUTER_BLOCK));
   product.b_blocks = static_cast<int32_t>(ceil_div(product.b.columns, OUTER_BLOCK));
   launch(op, outer_product_kernel<T>, grid_of(op, int64_t{experts} * product.a_blocks * product.b_blocks),

@@ -4,10 +4,19 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "cuda/grouped_outer_wgmma.cuh"
 #include "cuda/grouped_rows_wgmma.cuh"
 #include "cuda/grouped_wgmma_launch.h"
 
 namespace moe::cuda {
+
+// A block for every multiprocessor, which takes one tile after the other.
+inline dim3 persistent_grid(const char* op, int64_t tiles) {
+  int device = 0, processors = 0;
+  check(cudaGetDevice(&device), op);
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), op);
+  return dim3(static_cast<uint32_t>(std::min<int64_t>(tiles, processors)));
+}
 
 template <typename T>
 TensorMap map_of_rows(const char* op, const RowsProduct<T>& p) {
@@ -32,12 +41,9 @@ void launch_wgmma_kernel(const char* op, const RowsProduct<T>& p, dim3 grid, cud
 
 template <typename T>
 void launch_rows_product_wgmma(const char* op, RowsProduct<T>& p, bool along_k, cudaStream_t stream) {
-  int device = 0, processors = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), op);
   p.column_blocks = static_cast<int32_t>(ceil_div(p.width, HopperTile::COLUMNS));
   const int64_t tiles = most_row_tiles(p.groups.rows, p.groups.experts, HopperTile::ROWS) * p.column_blocks;
-  const dim3 grid(static_cast<uint32_t>(std::min<int64_t>(tiles, processors)));
+  const dim3 grid = persistent_grid(op, tiles);
   if (p.row_token)
     along_k ? launch_wgmma_kernel<T, true, true>(op, p, grid, stream)
             : launch_wgmma_kernel<T, true, false>(op, p, grid, stream);
@@ -47,7 +53,17 @@ void launch_rows_product_wgmma(const char* op, RowsProduct<T>& p, bool along_k, 
 }
 
 template <typename T>
+void launch_outer_product_wgmma(const char* op, OuterProduct<T>& p, int32_t experts, cudaStream_t stream) {
+  p.a_blocks = static_cast<int32_t>(ceil_div(p.a.columns, HopperTile::ROWS));
+  p.b_blocks = static_cast<int32_t>(ceil_div(p.b.columns, HopperTile::COLUMNS));
+  const int64_t tiles = int64_t{experts} * p.a_blocks * p.b_blocks;
+  launch(op, outer_product_wgmma_kernel<T>, persistent_grid(op, tiles), dim3(HopperTile::THREADS),
+         HopperTile::SHARED_BYTES, stream, p, tiles);
+}
+
+template <typename T>
 void load_products_wgmma() {
+  load_kernel(outer_product_wgmma_kernel<T>, HopperTile::SHARED_BYTES);
   load_kernel(rows_product_wgmma_kernel<T, true, true>, HopperTile::SHARED_BYTES);
   load_kernel(rows_product_wgmma_kernel<T, true, false>, HopperTile::SHARED_BYTES);
   load_kernel(rows_product_wgmma_kernel<T, false, true>, HopperTile::SHARED_BYTES);

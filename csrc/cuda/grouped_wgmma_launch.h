@@ -1,6 +1,7 @@
 // Launches of the products on Hopper, compiled in a file of its own for each element type.
 #pragma once
 
+#include "cuda/grouped_outer.cuh"
 #include "cuda/grouped_rows.cuh"
 
 namespace moe::cuda {
@@ -13,6 +14,8 @@ bool wgmma_serves(int64_t w_expert_stride);
 
 template <typename T>
 void launch_rows_product_wgmma(const char* op, RowsProduct<T>& product, bool along_k, cudaStream_t stream);
+template <typename T>
+void launch_outer_product_wgmma(const char* op, OuterProduct<T>& product, int32_t experts, cudaStream_t stream);
 // Where the current device has wgmma.
 template <typename T>
 void load_products_wgmma();

@@ -46,20 +46,20 @@ MOE_DEVICE void wgmma_wait() {
       "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, "  \
       "%97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, "    \
       "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"         \
-      "}, %128, %129, p, 1, 1, 0, %131; }"                                                               \
+      "}, %128, %129, p, 1, 1, %131, %132; }"                                                            \
       : MOE_EIGHT_SUMS(d, 0), MOE_EIGHT_SUMS(d, 8), MOE_EIGHT_SUMS(d, 16), MOE_EIGHT_SUMS(d, 24),        \
         MOE_EIGHT_SUMS(d, 32), MOE_EIGHT_SUMS(d, 40), MOE_EIGHT_SUMS(d, 48), MOE_EIGHT_SUMS(d, 56),      \
         MOE_EIGHT_SUMS(d, 64), MOE_EIGHT_SUMS(d, 72), MOE_EIGHT_SUMS(d, 80), MOE_EIGHT_SUMS(d, 88),      \
         MOE_EIGHT_SUMS(d, 96), MOE_EIGHT_SUMS(d, 104), MOE_EIGHT_SUMS(d, 112), MOE_EIGHT_SUMS(d, 120)    \
-      : "l"(a), "l"(b), "r"(add ? 1 : 0), "n"(B_ACROSS_K ? 1 : 0))
+      : "l"(a), "l"(b), "r"(add ? 1 : 0), "n"(A_ACROSS_K ? 1 : 0), "n"(B_ACROSS_K ? 1 : 0))
 // clang-format on
 
 // d (64 x 256) = a (64 x 16) b (16 x 256), added to what d holds where `add` says so. Asynchronous.
-template <bool B_ACROSS_K>
+template <bool A_ACROSS_K, bool B_ACROSS_K>
 MOE_DEVICE void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool add, __nv_bfloat16) {
   MOE_WGMMA_M64N256K16("bf16");
 }
-template <bool B_ACROSS_K>
+template <bool A_ACROSS_K, bool B_ACROSS_K>
 MOE_DEVICE void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool add, __half) {
   MOE_WGMMA_M64N256K16("f16");
 }

@@ -141,7 +141,7 @@ void wgmma_wait() {
   });
 }
 
-template <bool B_ACROSS_K, typename T>
+template <bool A_ACROSS_K, bool B_ACROSS_K, typename T>
 void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool add, T kind) {
   struct Thread {
     float* d;
@@ -160,7 +160,8 @@ void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool add, T kind) {
     emulate::products_of_warpgroup().groups.back().push_back([=] {
       static float a[64][16], b[16][256];
       for (int k = 0; k < 16; ++k) {
-        for (int i = 0; i < 64; ++i) a[i][k] = emulate::half_to_float(emulate::element_of(left, false, i, k), kind);
+        for (int i = 0; i < 64; ++i)
+          a[i][k] = emulate::half_to_float(emulate::element_of(left, A_ACROSS_K, i, k), kind);
         for (int i = 0; i < 256; ++i)
           b[k][i] = emulate::half_to_float(emulate::element_of(right, B_ACROSS_K, i, k), kind);
       }
