@@ -79,8 +79,7 @@ void token_sums(const TensorView& rows, const TensorView& order, const TensorVie
   });
 }
 
-void load_expert_rows(int device) {
-  DeviceGuard guard(device);
+void load_expert_rows() {
   load_kernel(row_weight_kernel);
   load_for<__half>();
   load_for<__nv_bfloat16>();

@@ -23,6 +23,7 @@ void column_sums(const TensorView& x, const TensorView& offsets, const TensorVie
 void token_sums(const TensorView& rows, const TensorView& order, const TensorView& starts, const TensorView& out,
                 int device, cudaStream_t stream);
 
-void load_expert_rows(int device);
+// Load the kernels onto the current device.
+void load_expert_rows();
 
 }  // namespace moe::cuda

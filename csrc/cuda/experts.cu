@@ -138,8 +138,7 @@ void grouped_outer(const TensorView& a, const TensorView* a_token, const TensorV
   });
 }
 
-void load_experts(int device) {
-  DeviceGuard guard(device);
+void load_experts() {
   load_products<__half>();
   load_products<__nv_bfloat16>();
 }

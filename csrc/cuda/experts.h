@@ -38,6 +38,7 @@ int64_t expert_dots(int64_t intermediate);
 void grouped_outer(const TensorView& a, const TensorView* a_token, const TensorView& b, const TensorView* b_token,
                    const TensorView& offsets, const TensorView& out, int device, cudaStream_t stream);
 
-void load_experts(int device);
+// Load the kernels onto the current device.
+void load_experts();
 
 }  // namespace moe::cuda

@@ -167,8 +167,7 @@ void unpermute_backward(const TensorView& grad, const TensorView& rows, const Te
   by_element(grad.dtype, wide, UnpermuteBackward{grad, rows, slot_row, weights, grad_rows, grad_weights, stream});
 }
 
-void load(int device) {
-  DeviceGuard guard(device);
+void load_permute() {
   load_kernel(permute_kernel<uint4>);
   load_kernel(permute_kernel<uint2>);
   load_kernel(permute_kernel<uint32_t>);

@@ -21,7 +21,7 @@ void unpermute_backward(const TensorView& grad, const TensorView& rows, const Te
                         const TensorView* weights, const TensorView& grad_rows, const TensorView* grad_weights,
                         int device, cudaStream_t stream);
 
-// Load every kernel onto the device, so that none has to be loaded while a graph is captured.
-void load(int device);
+// Load the kernels onto the current device, so that none has to be loaded while a graph is captured.
+void load_permute();
 
 }  // namespace moe::cuda

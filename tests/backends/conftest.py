@@ -1,10 +1,11 @@
-"""`emulated`: the CUDA backend on CPU tensors, every thread of its kernels run by csrc/cuda/emulate."""
+"""Where the CUDA backend's tests run: on a GPU, and on CPU tensors with every thread run by csrc/cuda/emulate."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -55,3 +56,23 @@ def emulated(emulated_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     launch.module.cache_clear()
     yield emulated_module
     launch.module.cache_clear()
+
+
+@pytest.fixture(params=["emulated", "gpu"])
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of tensors that backend="cuda" serves."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulated")
+        return "cpu"
+    reason = launch.module_problem()
+    if reason is not None:
+        pytest.skip(reason)
+    return "cuda"
+
+
+@pytest.fixture
+def set_order(emulated: Any) -> Iterator[Callable[[int], None]]:
+    """Gives a function that sets the order in which emulated threads and blocks take turns, 0 to 2."""
+    function = ctypes.CDLL(emulated.__file__).moe_emulate_set_order
+    yield lambda order: function(order, ctypes.c_uint64(7))
+    function(0, ctypes.c_uint64(0))

@@ -309,3 +309,8 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void*),
 }
 
 }  // namespace moe::emulate
+
+// For tests that have only the built library: 0 ascending, 1 descending, 2 shuffled.
+extern "C" __attribute__((visibility("default"))) void moe_emulate_set_order(int order, uint64_t seed) {
+  moe::emulate::set_order(static_cast<moe::emulate::Order>(order), seed);
+}

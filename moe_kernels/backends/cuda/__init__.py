@@ -13,7 +13,7 @@ from moe_kernels.backends.cuda import launch
 from moe_kernels.backends.cuda.operands import operands_problem
 
 EXPERIMENTAL = True
-IMPLEMENTED = ("permute", "unpermute", "grouped_mm", "fused_experts")
+IMPLEMENTED = ("topk_gating", "route", "permute", "unpermute", "grouped_mm", "fused_experts")
 # The products on tensor cores; their tensors are x and the weights.
 PRODUCTS = ("grouped_mm", "fused_experts")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
