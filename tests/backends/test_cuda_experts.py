@@ -1,8 +1,8 @@
-"""grouped_mm and fused_experts on emulated CUDA kernels, forward and every gradient, against float64."""
+"""grouped_mm and fused_experts of the CUDA backend, forward and every gradient, against float64."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,8 +11,6 @@ import torch
 import moe_kernels
 from moe_kernels.backends.cuda.operands import operands_problem
 from moe_kernels.testing import ExpertInputs, assert_close, expert_inputs, naive_experts, random_indices
-
-pytestmark = pytest.mark.usefixtures("emulated")
 
 BF16, F16 = torch.bfloat16, torch.float16
 GATED = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "gpt_oss")
@@ -28,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["wgmma", "mma"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The instruction of the products; the emulated device is a Hopper."""
+    """The instruction of the products, on a Hopper, which the emulated device is."""
     monkeypatch.setenv("MOE_KERNELS_CUDA_PRODUCTS", request.param)
     return request.param
 
@@ -46,18 +44,20 @@ def call(inputs: ExpertInputs, **options: Any) -> torch.Tensor:
     return moe_kernels.fused_experts(x, indices, weights, gate_up, down, **biases, backend="cuda", **options)
 
 
-def check_experts(inputs: ExpertInputs, dtype: torch.dtype, backward: bool = True, **options: Any) -> None:
-    cast = leaves_of(inputs.to(dtype))
-    wide = leaves_of(cast.to(torch.float64))
+def on(device: str, inputs: ExpertInputs) -> ExpertInputs:
+    return ExpertInputs(*(None if value is None else value.to(device) for value in inputs))  # type: ignore[arg-type]
+
+
+def check_experts(inputs: ExpertInputs, dtype: torch.dtype, device: str, **options: Any) -> None:
+    cast = leaves_of(on(device, inputs.to(dtype)))
+    wide = leaves_of(inputs.to(dtype).to(torch.float64))
     out, want = call(cast, **options), naive_experts(wide, **options)
-    assert_close(out, want)
+    assert_close(out.cpu(), want)
     with torch.no_grad():
         assert torch.equal(call(cast, **options), out), "inference and training bits differ"
-    if not backward:
-        return
     torch.manual_seed(1)
     grad = torch.randn(out.shape).to(dtype)
-    out.backward(grad)
+    out.backward(grad.to(device))
     if want.requires_grad:
         want.backward(grad.double())
     # The gradient of a weight is one sum over H that may cancel: its terms are the measure.
@@ -65,66 +65,81 @@ def check_experts(inputs: ExpertInputs, dtype: torch.dtype, backward: bool = Tru
     for name, leaf in cast._asdict().items():
         if leaf is not None and name != "indices":
             theirs = getattr(wide, name).grad
-            theirs = torch.zeros_like(leaf) if theirs is None else theirs
-            assert_close(leaf.grad, theirs, dtype, what=name, scale=terms if name == "weights" else 0.0)
+            theirs = torch.zeros_like(getattr(wide, name)) if theirs is None else theirs
+            assert_close(leaf.grad.cpu(), theirs, dtype, what=name, scale=terms if name == "weights" else 0.0)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("transposed", [False, True], ids=["row-major", "transposed"])
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
 @pytest.mark.parametrize("T", [11, 70])
-def test_gated(T: int, interleaved: bool, transposed: bool, dtype: torch.dtype, products: str) -> None:
+def test_gated(T: int, interleaved: bool, transposed: bool, dtype: torch.dtype, products: str, device: str) -> None:
     inputs = expert_inputs(
         T, 4, 2, 136, 72, bias=T == 11, interleaved=interleaved, transposed=transposed, routing="sentinels"
     )
-    check_experts(inputs, dtype, interleaved=interleaved, transposed=transposed)
+    check_experts(inputs, dtype, device, interleaved=interleaved, transposed=transposed)
 
 
 @pytest.mark.parametrize("activation", GATED)
-def test_gated_activations(activation: str, products: str) -> None:
+def test_gated_activations(activation: str, products: str, device: str) -> None:
     interleaved = activation == "gpt_oss"
     inputs = expert_inputs(9, 3, 2, 24, 16, bias=True, interleaved=interleaved)
     if activation == "gpt_oss":
         # Beyond the clamps.
         inputs = inputs._replace(gate_up=4 * inputs.gate_up)
-    check_experts(inputs, BF16, activation=activation, interleaved=interleaved)
+    check_experts(inputs, BF16, device, activation=activation, interleaved=interleaved)
 
 
 @pytest.mark.parametrize("activation", PLAIN)
-def test_activations_without_a_gate(activation: str) -> None:
+def test_activations_without_a_gate(activation: str, device: str) -> None:
     inputs = expert_inputs(9, 3, 2, 24, 16, gated=False, bias=activation == "relu2")
-    check_experts(inputs, F16, activation=activation)
+    check_experts(inputs, F16, device, activation=activation)
 
 
 @pytest.mark.parametrize("routing", ["skewed", "single"])
-def test_routings(routing: str, products: str) -> None:
-    check_experts(expert_inputs(150, 3, 1, 40, 24, routing=routing), BF16)
+def test_routings(routing: str, products: str, device: str) -> None:
+    check_experts(expert_inputs(150, 3, 1, 40, 24, routing=routing), BF16, device)
 
 
-def test_more_stages_than_are_under_way(products: str) -> None:
-    check_experts(expert_inputs(20, 2, 1, 456, 328), BF16)
+def test_more_stages_than_are_under_way(products: str, device: str) -> None:
+    check_experts(expert_inputs(20, 2, 1, 456, 328), BF16, device)
 
 
-def test_many_experts(products: str) -> None:
-    check_experts(expert_inputs(6, 70, 3, 16, 8, transposed=True), BF16, transposed=True)
+def test_many_experts(products: str, device: str) -> None:
+    check_experts(expert_inputs(6, 70, 3, 16, 8, transposed=True), BF16, device, transposed=True)
 
 
 @pytest.mark.parametrize("T", [0, 1])
-def test_few_tokens(T: int) -> None:
-    check_experts(expert_inputs(T, 4, 4, 32, 16), BF16)
+def test_few_tokens(T: int, device: str) -> None:
+    check_experts(expert_inputs(T, 4, 4, 32, 16), BF16, device)
 
 
-def test_every_slot_a_sentinel() -> None:
+def test_every_slot_a_sentinel(device: str) -> None:
     inputs = expert_inputs(5, 4, 2, 16, 8, bias=True)
-    check_experts(inputs._replace(indices=torch.full_like(inputs.indices, 4)), BF16)
+    check_experts(inputs._replace(indices=torch.full_like(inputs.indices, 4)), BF16, device)
 
 
-def test_a_token_has_the_same_bits_in_every_batch(products: str) -> None:
-    inputs = expert_inputs(200, 4, 2, 200, 72, bias=True).to(BF16)
+def test_a_token_has_the_same_bits_in_every_batch(products: str, device: str) -> None:
+    inputs = on(device, expert_inputs(200, 4, 2, 200, 72, bias=True).to(BF16))
     whole = call(inputs)
     for part in (slice(0, 1), slice(3, 17), slice(50, 130)):
         few = inputs._replace(x=inputs.x[part], indices=inputs.indices[part], weights=inputs.weights[part])
         assert torch.equal(call(few), whole[part])
+
+
+@pytest.mark.parametrize("order", [1, 2], ids=["descending", "shuffled"])
+def test_the_order_of_threads_does_not_matter(order: int, set_order: Callable[[int], None], products: str) -> None:
+    inputs = expert_inputs(40, 3, 2, 136, 72, bias=True, routing="sentinels").to(BF16)
+
+    def step() -> list[torch.Tensor]:
+        leaves = leaves_of(inputs)
+        out = call(leaves)
+        out.sum().backward()
+        return [out.detach(), *(leaf.grad for name, leaf in leaves._asdict().items() if name != "indices")]
+
+    ascending = step()
+    set_order(order)
+    assert all(torch.equal(a, b) for a, b in zip(step(), ascending, strict=True))
 
 
 OPTIONS = {
@@ -139,14 +154,14 @@ OPTIONS = {
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("T", [13, 70])
-def test_grouped_mm(T: int, options: dict[str, bool], dtype: torch.dtype, products: str) -> None:
+def test_grouped_mm(T: int, options: dict[str, bool], dtype: torch.dtype, products: str, device: str) -> None:
     E, K, H, O = 4, 2, 72, 136
     torch.manual_seed(0)
     plan = moe_kernels.route(random_indices(T, E, K, "sentinels"), E, backend="reference")
     N, transposed = T * K, options.get("transposed", False)
 
     def draw(wanted: bool, *shape: int, kind: torch.dtype = dtype, scale: float = 1.0) -> torch.Tensor | None:
-        return (torch.randn(*shape) * scale).to(kind).requires_grad_() if wanted else None
+        return (torch.randn(*shape) * scale).to(device, kind).requires_grad_() if wanted else None
 
     def has(name: str) -> bool:
         return options.get(name, False)
@@ -164,28 +179,31 @@ def test_grouped_mm(T: int, options: dict[str, bool], dtype: torch.dtype, produc
         "row_token": plan.row_token if has("gather") else None,
         "slot_row": plan.slot_row if has("scatter") else None,
     }
-    wide = {name: None if v is None else v.detach().double().requires_grad_() for name, v in leaves.items()}
-    out = moe_kernels.grouped_mm(**leaves, **plain, backend="cuda")
+    wide = {name: None if v is None else v.detach().cpu().double().requires_grad_() for name, v in leaves.items()}
+    there = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in plain.items()}
+    out = moe_kernels.grouped_mm(**leaves, **there, backend="cuda")
     want = moe_kernels.grouped_mm(**wide, **plain, backend="reference")
-    assert_close(out, want)
+    assert_close(out.cpu(), want)
     grad = torch.randn(out.shape).to(dtype)
-    out.backward(grad)
+    out.backward(grad.to(device))
     want.backward(grad.double())
     # The gradient of a row's scale is one sum over O that may cancel: its terms are the measure.
     terms = float(torch.linalg.vector_norm(grad.double()) * torch.linalg.vector_norm(wide["w"].detach()))
     for name, leaf in leaves.items():
         if leaf is not None:
             scale = terms if name == "row_scale" else 0.0
-            assert_close(leaf.grad, wide[name].grad, dtype, what=name, scale=scale)
+            assert_close(leaf.grad.cpu(), wide[name].grad, dtype, what=name, scale=scale)
 
 
-def test_weights_in_pieces(products: str) -> None:
+def test_weights_in_pieces(products: str, device: str) -> None:
     """Strided weights and rows are read as they lie."""
     torch.manual_seed(0)
     storage, rows = torch.randn(3, 48, 40).to(BF16), torch.randn(20, 64).to(BF16)
     w, x, offsets = storage[:, 8:40, :24], rows[:, 8:32], torch.tensor([0, 7, 7, 18], dtype=torch.int32)
-    got = moe_kernels.grouped_mm(x, w, offsets, backend="cuda")
-    assert_close(got, moe_kernels.grouped_mm(x.double(), w.double(), offsets, backend="reference"))
+    # The views are taken on the device: a copy would close the gaps.
+    there = storage.to(device)[:, 8:40, :24], rows.to(device)[:, 8:32], offsets.to(device)
+    got = moe_kernels.grouped_mm(there[1], there[0], there[2], backend="cuda")
+    assert_close(got.cpu(), moe_kernels.grouped_mm(x.double(), w.double(), offsets, backend="reference"))
     assert not got[18:].any()
 
 
