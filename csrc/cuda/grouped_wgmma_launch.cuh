@@ -21,8 +21,9 @@ inline dim3 persistent_grid(const char* op, int64_t tiles) {
 template <typename T>
 TensorMap map_of_rows(const char* op, const RowsProduct<T>& p) {
   constexpr DType dtype = std::is_same<T, __half>::value ? DType::f16 : DType::bf16;
-  return tensor_map(op,
-                    {p.x, dtype, {p.inner, p.groups.rows, 1}, {std::max<int64_t>(p.x_stride, 8), 8}, HopperTile::ROWS});
+  // The stride of a single row is never used, and may be one that the driver refuses.
+  const int64_t stride = p.groups.rows > 1 ? p.x_stride : p.inner;
+  return tensor_map(op, {p.x, dtype, {p.inner, p.groups.rows, 1}, {stride, 8}, HopperTile::ROWS});
 }
 
 template <typename T>

@@ -207,6 +207,23 @@ def test_weights_in_pieces(products: str, device: str) -> None:
     assert not got[18:].any()
 
 
+def test_gradients_that_are_views(products: str, device: str) -> None:
+    """An expanded gradient has strides of 0; a block of columns has rows that begin anywhere."""
+    torch.manual_seed(0)
+    x64, w64 = torch.randn(9, 24).to(BF16).double(), torch.randn(2, 16, 24).to(BF16).double()
+    offsets = torch.tensor([0, 4, 9], dtype=torch.int32)
+    row, rows, one = torch.randn(16).to(BF16), torch.randn(9, 33).to(BF16), torch.randn(1).to(BF16)
+    for view in (lambda g: g(row).expand(9, 16), lambda g: g(rows)[:, 1:17], lambda g: g(one).expand(9, 16)):
+        grads = []
+        for kind, where, backend in ((BF16, device, "cuda"), (torch.float64, "cpu", "reference")):
+            x, w = (v.clone().to(where, kind).requires_grad_() for v in (x64, w64))
+            out = moe_kernels.grouped_mm(x, w, offsets.to(where), backend=backend)
+            out.backward(view(lambda v, to=(where, kind): v.to(*to)))
+            grads.append((x.grad, w.grad))
+        for got, want in zip(*grads, strict=True):
+            assert_close(got.cpu(), want)
+
+
 @pytest.mark.parametrize(
     ("x", "w", "expected"),
     [

@@ -35,7 +35,8 @@ def operands_problem(x: Tensor, *weights: Tensor) -> str | None:
 
 def as_rows(tensor: Tensor) -> Tensor:
     """Return (rows, columns) as the kernels read it, copied only if its rows do not begin at multiples of 16 bytes."""
-    aligned = tensor.stride(0) % PIECE == 0 or tensor.shape[0] <= 1
+    # The copy engine takes no stride of 0, which an expanded gradient may have.
+    aligned = (tensor.stride(0) > 0 and tensor.stride(0) % PIECE == 0) or tensor.shape[0] <= 1
     fits = tensor.stride(1) == 1 and aligned and tensor.data_ptr() % (2 * PIECE) == 0
     return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)
 
