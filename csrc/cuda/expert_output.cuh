@@ -1,6 +1,6 @@
 // What becomes of the sums of a product over expert rows: eight output elements at a time, read from float32 sums and
-// written as 16 bytes. The choice between the forms is made at run time, because it costs nothing next to the product,
-// and three kernels in place of one would triple the compilation.
+// written as 16 bytes. The choice between the forms is made at run time: three kernels in place of one would triple the
+// compilation.
 #pragma once
 
 #include <cstdint>
@@ -42,10 +42,6 @@ struct ExpertOutput {
   MOE_DEVICE int64_t width() const { return is_gated ? 2 * columns : columns; }
   // How many of the sums one vector of outputs is made of.
   MOE_DEVICE int sums_per_vector() const { return form == Form::activate && is_gated ? 2 * VECTOR : VECTOR; }
-  // The column of gate (which = 0) or up (1) that goes with output column i.
-  MOE_DEVICE int64_t pair_column(int64_t i, int which) const {
-    return interleaved ? 2 * i + which : i + which * columns;
-  }
 
   // Zeros for a row that no expert owns.
   MOE_DEVICE void zero(int64_t row, int64_t column) const {

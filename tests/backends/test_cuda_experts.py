@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import moe_kernels
+from moe_kernels.backends.cuda import launch
 from moe_kernels.backends.cuda.operands import operands_problem
 from moe_kernels.testing import ExpertInputs, assert_close, expert_inputs, naive_experts, random_indices
 
@@ -22,6 +23,14 @@ def one_thread() -> Iterator[None]:
     """Autograd and the emulation share one thread."""
     with torch.autograd.set_multithreading_enabled(False):
         yield
+
+
+@pytest.fixture(autouse=True)
+def nan_in_new_memory() -> Iterator[None]:
+    """What torch.empty gives on the CPU is NaN, so that output that is not written, or read too far, shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=["wgmma", "mma"])
@@ -222,6 +231,30 @@ def test_gradients_that_are_views(products: str, device: str) -> None:
             grads.append((x.grad, w.grad))
         for got, want in zip(*grads, strict=True):
             assert_close(got.cpu(), want)
+
+
+@pytest.mark.skipif(launch.module_problem() is not None, reason=str(launch.module_problem()))
+def test_runs_inside_a_cuda_graph(products: str) -> None:
+    inputs = leaves_of(on("cuda", expert_inputs(64, 8, 2, 256, 128, bias=True, routing="sentinels").to(BF16)))
+    leaves = [leaf for name, leaf in inputs._asdict().items() if name != "indices"]
+
+    def step() -> tuple[torch.Tensor, ...]:
+        out = call(inputs)
+        return (out, *torch.autograd.grad(out.sum(), leaves))
+
+    # torch asks for a first run on a side stream.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        inputs.x.copy_(torch.randn_like(inputs.x))
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
 
 
 @pytest.mark.parametrize(
