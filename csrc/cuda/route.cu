@@ -71,7 +71,7 @@ MOE_DEVICE Others count_experts(const RouteArgs& a, int64_t begin, int64_t end, 
   return others;
 }
 
-__global__ void __launch_bounds__(MOST_THREADS) route_count_kernel(RouteArgs a) {
+__global__ void __launch_bounds__(MOST_THREADS, 1) route_count_kernel(RouteArgs a) {
   MOE_SHARED(int32_t, counts, [RANGE]);
   const int first = blockIdx.y * RANGE, range = min(RANGE, a.experts - first);
   for (int e = threadIdx.x; e < range; e += blockDim.x) counts[e] = 0;
@@ -119,7 +119,7 @@ MOE_DEVICE void exclusive_scan(const int32_t* total, int32_t* start, int range, 
 }
 
 // One tile and one range of experts a block. The counts of a round are below 2^16.
-__global__ void __launch_bounds__(MOST_THREADS) route_kernel(RouteArgs a) {
+__global__ void __launch_bounds__(MOST_THREADS, 1) route_kernel(RouteArgs a) {
   MOE_SHARED(uint16_t, warp_count, [MOST_WARPS * RANGE]);
   MOE_SHARED(int32_t, total, [RANGE]);
   MOE_SHARED(int32_t, next, [RANGE]);    // the row of the expert's next slot
@@ -164,9 +164,7 @@ __global__ void __launch_bounds__(MOST_THREADS) route_kernel(RouteArgs a) {
   if (blockIdx.x == 0)
     for (int e = threadIdx.x; e < range; e += threads) a.offsets[first + e] = next[e];
   if (blockIdx.x == 0 && first + range == a.experts && threadIdx.x == 0) a.offsets[a.experts] = valid;
-  __syncthreads();
   for (int e = threadIdx.x; e < range; e += threads) next[e] += before[e];
-  __syncthreads();
 
   // Fewer items where they suffice, so that all warps have some.
   const int items = static_cast<int>(min(int64_t{ITEMS}, (end - begin + threads - 1) / threads));
@@ -213,12 +211,12 @@ __global__ void __launch_bounds__(MOST_THREADS) route_kernel(RouteArgs a) {
       } else if (e >= 0 && e < range) {
         const int32_t row = next[e] + warp_count[warp * range + e] + rank[i];
         a.slot_row[slot] = row;
-        a.row_token[row] = static_cast<int32_t>(slot / a.experts_per_token);
+        a.row_token[row] =
+            static_cast<int32_t>(static_cast<uint32_t>(slot) / static_cast<uint32_t>(a.experts_per_token));
       }
     }
     __syncthreads();
     for (int e = threadIdx.x; e < range; e += threads) next[e] += total[e];
-    __syncthreads();
   }
 
   // Rows of nobody; each tile owns as many rows as it has slots.

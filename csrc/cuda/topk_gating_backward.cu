@@ -99,6 +99,7 @@ __global__ void __launch_bounds__(GATING_THREADS, blocks_per_sm(V)) topk_gating_
   for (int64_t token = int64_t{blockIdx.x} * GATING_WARPS + warp; token < a.rows.tokens;
        token += int64_t{gridDim.x} * GATING_WARPS) {
     float logit[V], p[V], grad[V];
+    // Each lane its own experts, which it alone has read for the token before.
     for (int e = lane; e < E; e += WARP) chosen[e] = 0.0f;
     __syncwarp();
     chosen_gradients(a, token, chosen, lane);
@@ -130,8 +131,6 @@ __global__ void __launch_bounds__(GATING_THREADS, blocks_per_sm(V)) topk_gating_
       grad[i] += of_probability ? p[i] * (mine - inner_chosen) : mine;
     }
     by_type(a.rows.logits_dtype, StoreRow<V>{grad, a.grad_logits, token * E, E, lane});
-    // The next token writes `chosen`.
-    __syncwarp();
   }
 }
 

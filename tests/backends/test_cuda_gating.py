@@ -191,6 +191,10 @@ def test_too_many_experts(device: str) -> None:
         moe_kernels.topk_gating(torch.zeros(1, 1025, device=device), 1, backend="cuda")
 
 
+def test_several_tokens_a_warp(device: str) -> None:
+    check(device, random_logits(4300, 8, torch.float32), 2, mask=torch.arange(4300) % 7 > 0)
+
+
 @on_gpu
 @pytest.mark.parametrize(("T", "E", "K"), [(4096, 256, 8), (32768, 64, 8), (20000, 60, 4)], ids=str)
 def test_many_tokens(T: int, E: int, K: int) -> None:

@@ -56,6 +56,10 @@ def test_all_orders_of_threads(set_order: Callable[[int], None]) -> None:
             check("cpu", random_indices(T, E, K, "sentinels"), E)
 
 
+def test_several_rounds_a_tile(device: str) -> None:
+    check(device, random_indices(53000, 8, 6, "sentinels"), 8)
+
+
 @on_gpu
 @pytest.mark.parametrize(("T", "E", "K"), [(4096, 64, 8), (32768, 256, 8), (100001, 128, 3)], ids=str)
 def test_many_slots(T: int, E: int, K: int) -> None:

@@ -134,30 +134,44 @@ std::string stuck() {
   return text + "\n  " + std::to_string(b.size - waiting) + " threads have ended";
 }
 
+// Lets the thread go on if it can, until it waits or ends.
+bool go_on(Thread& t) {
+  Block& b = the_block;
+  if (t.fiber->ended()) return false;
+  if (t.waits_for) {
+    if (!t.holds || !t.holds(t.condition)) return false;
+    t.waits_for = nullptr;
+    t.holds = nullptr;
+  }
+  b.now = &t;
+  threadIdx = t.index;
+  t.fiber->resume();
+  if (b.error) std::rethrow_exception(b.error);
+  if (t.fiber->ended()) {
+    --b.live;
+    for (int id = 0; id < BARRIERS; ++id)
+      if (b.barriers[id].arrived && !b.barriers[id].threads) release_if_full(id);
+  }
+  return true;
+}
+
 void run_block(const std::vector<int>& initial) {
   Block& b = the_block;
   std::vector<int> turns = initial;
   while (b.live > 0) {
     bool moved = false;
-    if (the_order == Order::shuffled) arrange(turns);
-    for (int i : turns) {
-      Thread& t = b.threads[i];
-      if (t.fiber->ended()) continue;
-      if (t.waits_for) {
-        if (!t.holds || !t.holds(t.condition)) continue;
-        t.waits_for = nullptr;
-        t.holds = nullptr;
-      }
-      moved = true;
-      b.now = &t;
-      threadIdx = t.index;
-      t.fiber->resume();
-      if (b.error) std::rethrow_exception(b.error);
-      if (t.fiber->ended()) {
-        --b.live;
-        for (int id = 0; id < BARRIERS; ++id)
-          if (b.barriers[id].arrived && !b.barriers[id].threads) release_if_full(id);
-      }
+    if (the_order == Order::shuffled) {
+      arrange(turns);
+      for (int i : turns) moved = go_on(b.threads[i]) || moved;
+    } else {
+      // A warp goes as far as it can before the next one begins: what a missing barrier lets it overwrite, it does.
+      for (size_t first = 0; first < turns.size(); first += WARP)
+        for (bool again = true; again;) {
+          again = false;
+          for (size_t i = first; i < std::min(first + WARP, turns.size()); ++i)
+            again = go_on(b.threads[turns[i]]) || again;
+          moved = moved || again;
+        }
     }
     if (moved) continue;
     if (b.put_off.empty()) throw std::runtime_error(stuck());
@@ -215,7 +229,8 @@ void meet(const char* what, int first, int count, uint32_t mask, void* operand,
   if (first + count > b.size) fail(std::string(what) + ": the block has no thread " + std::to_string(b.size));
   if (!(mask >> (rank % WARP) & 1)) fail(std::string(what) + ": this lane is not in its own mask");
   auto found = std::find_if(b.meetings.begin(), b.meetings.end(), [&](const Meeting& m) {
-    return rank >= m.first && rank < m.first + m.count && m.mask >> (rank % WARP) & 1;
+    // A warp may still meet on its own while others of its warpgroup wait for it at what they all do.
+    return m.first == first && m.count == count && m.mask >> (rank % WARP) & 1;
   });
   if (found == b.meetings.end()) {
     b.meetings.push_back({what, first, count, mask, 0, std::vector<void*>(count, nullptr)});
@@ -227,7 +242,7 @@ void meet(const char* what, int first, int count, uint32_t mask, void* operand,
       ++found->missing;
     }
   }
-  if (found->first != first || found->count != count || found->mask != mask || std::strcmp(found->what, what) != 0)
+  if (found->mask != mask || std::strcmp(found->what, what) != 0)
     fail(std::string(what) + ": other threads of the group are at " + found->what + " or have another mask");
   found->operands[rank - first] = operand;
   if (--found->missing) return wait(what, nullptr, nullptr);
@@ -278,6 +293,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void*),
   for (int which : blocks) {
     const unsigned n = static_cast<unsigned>(which);
     blockIdx = {n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y};
+    ++blocks_begun;
     b.live = b.size;
     b.error = nullptr;
     b.meetings.clear();

@@ -29,12 +29,16 @@ constexpr int WARPGROUP = 128;
 // What a block of an H100 or H200 may have.
 constexpr size_t MOST_SHARED = 227 * 1024;
 
-// In which order threads and blocks take turns. A right kernel gives the same bits in all of them.
+// In which order threads and blocks take turns: warp by warp, each as far as it gets, or every thread at random. A
+// right kernel gives the same bits in all of them.
 enum class Order { ascending, descending, shuffled };
 void set_order(Order order, uint64_t seed = 0);
 
 // Ends the launch: `launch` throws std::runtime_error with this text and the thread's place in front.
 [[noreturn]] void fail(const std::string& text);
+
+// How many blocks have begun: what an emulated instruction keeps for a block is stale when it changes.
+inline uint64_t blocks_begun = 0;
 
 // The number of this thread in its block, warp, …
 int thread_rank();

@@ -38,11 +38,14 @@ inline uint32_t swizzle_128(uint32_t address) { return address ^ (address >> 7 &
 // The products of a warpgroup that are under way. They are computed when they are waited for: shared memory that was
 // overwritten before gives a wrong result, and sums that are read before are not there yet.
 struct Products {
+  uint64_t block = 0;
   std::vector<std::vector<std::function<void()>>> groups{1};
 };
 inline Products& products_of_warpgroup() {
   static Products all[8];
-  return all[thread_rank() / WARPGROUP];
+  Products& own = all[thread_rank() / WARPGROUP];
+  if (own.block != blocks_begun) own = Products{blocks_begun};
+  return own;
 }
 
 inline uint16_t element_at(uint32_t address) {

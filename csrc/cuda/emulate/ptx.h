@@ -33,12 +33,15 @@ inline bool coin() {
 }
 
 struct Copies {
+  uint64_t block = 0;
   std::deque<std::vector<Copy>> groups{1};  // the last one is not committed yet
 };
 
 inline Copies& copies_of_thread() {
   static std::vector<Copies> all(1024);
-  return all[thread_rank()];
+  Copies& own = all[thread_rank()];
+  if (own.block != blocks_begun) own = Copies{blocks_begun};
+  return own;
 }
 
 inline float half_to_float(uint16_t bits, __half) {

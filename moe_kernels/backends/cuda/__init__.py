@@ -1,7 +1,8 @@
 """CUDA kernels from `moe_kernels._cuda`: torch-free native code that is given addresses and a stream.
 
-Experimental: the kernels compile for every supported architecture and their per-thread code is tested on the host,
-but they have not been run on a GPU, so the registry uses them only when they are asked for by name.
+Experimental: the kernels compile for every supported architecture and are tested on blocks emulated by the host
+(csrc/cuda/emulate), but they have not been run on a GPU, so the registry uses them only when they are asked for by
+name.
 """
 
 from __future__ import annotations
