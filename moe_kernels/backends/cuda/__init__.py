@@ -32,7 +32,7 @@ def supports(op: str, *tensors: Tensor) -> str | None:
             return f"takes CUDA tensors, got one on {tensor.device}"
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"takes float32, float16 and bfloat16, got {str(tensor.dtype).removeprefix('torch.')}"
-    if op in PRODUCTS:
+    if op in PRODUCTS and tensors:
         problem = operands_problem(*tensors)
         if problem is not None:
             return problem
