@@ -43,19 +43,22 @@ class Router(nn.Module):
 
     e_score_correction_bias: Tensor | None
 
-    def __init__(self, hidden_size: int, num_experts: int, score: str, device: Any, dtype: Any) -> None:
+    def __init__(
+        self, hidden_size: int, num_experts: int, score: str, batch_invariant: bool | None, device: Any, dtype: Any
+    ) -> None:
         super().__init__()
+        self.batch_invariant = batch_invariant
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size, device=device, dtype=dtype))
         bias = torch.zeros(num_experts, device=device, dtype=torch.float32) if score == "sigmoid" else None
         self.register_buffer("e_score_correction_bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (T, E) of x (T, H)."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" and not self.batch_invariant:
             return F.linear(x, self.weight)
         # torch's matmul picks another order of summation for another T; the grouped one keeps a token's bits.
         ends = torch.arange(2, dtype=torch.int32, device=x.device) * x.shape[0]
-        return grouped_mm(x, self.weight[None], ends)
+        return grouped_mm(x, self.weight[None], ends, batch_invariant=self.batch_invariant)
 
 
 class Experts(nn.Module):
@@ -71,12 +74,14 @@ class Experts(nn.Module):
         activation: str,
         gated: bool,
         bias: bool,
+        batch_invariant: bool | None,
         backend: str | None,
         device: Any,
         dtype: Any,
     ) -> None:
         super().__init__()
         self.activation, self.gated, self.backend = activation, gated, backend
+        self.batch_invariant = batch_invariant
         E, H, I = num_experts, hidden_size, intermediate_size
         rows = 2 * I if gated else I
 
@@ -116,6 +121,7 @@ class Experts(nn.Module):
             activation=self.activation,
             gate_up_bias=getattr(self, f"{self._up_name}_bias"),
             down_bias=self.down_proj_bias,
+            batch_invariant=self.batch_invariant,
             backend=self.backend,
         )
 
@@ -140,6 +146,7 @@ class MoELayer(nn.Module):
         capacity_factor: None is dropless; else an expert takes at most ceil(factor · T · K / E) slots.
         drop_policy: "position" or "probability" (see `capacity.drop_over_capacity`).
         routing: "token_choice", or "expert_choice", whose capacity factor is 1 unless given.
+        batch_invariant: see `fused_experts`; it is then asked of the gate's product too.
         backend: a backend's name that must serve every op.
 
     Raises:
@@ -167,6 +174,7 @@ class MoELayer(nn.Module):
         capacity_factor: float | None = None,
         drop_policy: str = "position",
         routing: str = "token_choice",
+        batch_invariant: bool | None = None,
         backend: str | None = None,
         device: Any = None,
         dtype: Any = None,
@@ -191,9 +199,15 @@ class MoELayer(nn.Module):
         self.capacity_factor, self.drop_policy, self.routing = capacity_factor, drop_policy, routing
         self.backend = backend
 
-        self.gate = Router(hidden_size, num_experts, score, device, dtype)
+        self.gate = Router(hidden_size, num_experts, score, batch_invariant, device, dtype)
         common: dict[str, Any] = dict(
-            activation=activation, gated=gated, bias=bias, backend=backend, device=device, dtype=dtype
+            activation=activation,
+            gated=gated,
+            bias=bias,
+            batch_invariant=batch_invariant,
+            backend=backend,
+            device=device,
+            dtype=dtype,
         )
         self.experts: nn.Module = Experts(hidden_size, intermediate_size, num_experts, **common)
         self.shared_experts: nn.Module | None = None

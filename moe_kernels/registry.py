@@ -7,11 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from moe_kernels.preferences import preferred
+
+# Ops with sums that a kernel might cut in another way when there are more rows; the others never depend on them.
+SUMS = ("grouped_mm", "fused_experts", "grouped_mm_quantized", "fused_experts_quantized", "grouped_lora")
 
 OPS = (
     "topk_gating",
@@ -34,8 +39,14 @@ class BackendUnavailable(RuntimeError):
 class Backend:
     """One row of the registry.
 
-    `module` holds `supports(op, *tensors) -> str | None` (None, or the reason why not) and one submodule per op
-    with the functions `<op>_<name>` and `<op>_backward_<name>`. An experimental backend is used only when forced.
+    `module` holds
+
+    - `supports(op, *tensors) -> str | None`: None, or the reason why not;
+    - `BATCH_INVARIANT`: "always", "never", or "on request", where the ops of `SUMS` take the keyword
+      `batch_invariant`;
+    - one submodule per op with the functions `<op>_<name>` and `<op>_backward_<name>`.
+
+    Which backend is preferred is said in `preferences.py`.
     """
 
     name: str
@@ -47,8 +58,8 @@ class Backend:
         return sys.modules.get(self.module) or importlib.import_module(self.module)
 
 
-# In order of preference.
 BACKENDS: tuple[Backend, ...] = (
+    Backend("triton", "NVIDIA or AMD GPU", "moe_kernels.backends.triton"),
     Backend("cuda", "NVIDIA GPU", "moe_kernels.backends.cuda"),
     Backend("cpu", "CPU", "moe_kernels.backends.cpu"),
     Backend("reference", "any PyTorch device", "moe_kernels.backends.reference"),
@@ -78,12 +89,20 @@ def _function(name: str, op: str, suffix: str) -> Callable[..., Any]:
     return getattr(module, f"{op}{suffix}_{name}")
 
 
-@cache
-def _is_experimental(name: str) -> bool:
-    return bool(getattr(_find(name).load(), "EXPERIMENTAL", False))
+def _promises(name: str, op: str) -> str | None:
+    """Return None if the backend's result for a row can be made independent of the other rows, else why not."""
+    if op in SUMS and _find(name).load().BATCH_INVARIANT == "never":
+        return "its products are torch's, which promise no batch invariance"
+    return None
 
 
-def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> str:
+def _asked_for(batch_invariant: bool | None) -> bool:
+    if batch_invariant is None:
+        return os.environ.get("MOE_KERNELS_BATCH_INVARIANT", "0") not in ("", "0")
+    return batch_invariant
+
+
+def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, batch_invariant: bool | None = False) -> str:
     """Name the backend that serves `op` on these tensors.
 
     Args:
@@ -91,27 +110,57 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None) -> str:
         backend: a name that must serve the call, or None for the environment variable `MOE_KERNELS_BACKEND`,
             and without that the first backend in order of preference that serves it.
         tensors: the op's tensor arguments; None entries are ignored.
+        batch_invariant: the backend must promise that a row's bits do not depend on the other rows; None for the
+            environment variable `MOE_KERNELS_BATCH_INVARIANT` (off unless it is set and not 0).
 
     Raises:
         ValueError: the name is unknown.
         BackendUnavailable: the forced backend does not serve the call. It never falls back.
     """
+    batch_invariant = _asked_for(batch_invariant)
+
+    def problem(name: str) -> str | None:
+        reason = why_not(name, op, *tensors)
+        return _promises(name, op) if reason is None and batch_invariant else reason
+
     forced = backend or os.environ.get("MOE_KERNELS_BACKEND")
     if forced:
-        reason = why_not(forced, op, *tensors)
+        reason = problem(forced)
         if reason is None:
             return forced
-        usable = [b.name for b in BACKENDS if why_not(b.name, op, *tensors) is None]
+        usable = [b.name for b in BACKENDS if problem(b.name) is None]
         raise BackendUnavailable(f"{op}: backend {forced!r} cannot serve this call: {reason}; usable: {usable}")
-    for entry in BACKENDS:
-        if why_not(entry.name, op, *tensors) is None and not _is_experimental(entry.name):
-            return entry.name
-    raise BackendUnavailable(f"{op}: no backend serves this call")
+    reasons = {}
+    for name in preferred(op, next((t for t in tensors if t is not None), None)):
+        reasons[name] = problem(name)
+        if reasons[name] is None:
+            return name
+    raise BackendUnavailable(f"{op}: no backend serves this call: {reasons}")
 
 
-def kernel(op: str, backend: str | None, *tensors: torch.Tensor | None, backward: bool = False) -> Callable[..., Any]:
+def kernel(
+    op: str,
+    backend: str | None,
+    *tensors: torch.Tensor | None,
+    backward: bool = False,
+    batch_invariant: bool | None = False,
+) -> Callable[..., Any]:
     """Return the chosen backend's function for `op` (see `choose`)."""
-    return _function(choose(op, backend, *tensors), op, "_backward" if backward else "")
+    batch_invariant = _asked_for(batch_invariant)
+    name = choose(op, backend, *tensors, batch_invariant=batch_invariant)
+    call = _function(name, op, "_backward" if backward else "")
+    if batch_invariant and op in SUMS and _find(name).load().BATCH_INVARIANT == "on request":
+        call = partial(call, batch_invariant=True)
+    first = next((t for t in tensors if t is not None), None)
+    if first is not None and first.is_cuda and first.device.index != torch.cuda.current_device():
+        return partial(_on, first.device, call)
+    return call
+
+
+def _on(device: torch.device, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call with the device as the current one, which is where Triton launches."""
+    with torch.cuda.device(device):
+        return call(*arguments, **options)
 
 
 def available_backends() -> dict[str, str | None]:
@@ -122,7 +171,7 @@ def available_backends() -> dict[str, str | None]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, str | None] = {}
     for entry in BACKENDS:
-        probe = torch.empty(0, device=device if entry.name == "cuda" else "cpu")
+        probe = torch.empty(0, device=device if "GPU" in entry.devices else "cpu")
         reasons = {op: why_not(entry.name, op, probe) for op in OPS}
         served = [op for op, reason in reasons.items() if reason is None]
         found[entry.name] = None if served else next(iter(reasons.values()))

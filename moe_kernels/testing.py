@@ -1,5 +1,7 @@
 """Tolerances by dtype, and seeded inputs for tests of the ops.
 
+Inputs are drawn on the CPU and moved to torch's default device, so that they are the same numbers everywhere.
+
 Letters: T tokens, E experts, K experts per token, H hidden, I intermediate.
 """
 
@@ -72,16 +74,16 @@ def random_indices(T: int, E: int, K: int, routing: str = "uniform", seed: int =
     pool = E - 1 if routing == "skewed" and E > K else E
     if T == 0:
         return torch.zeros(0, K, dtype=torch.int32)
-    indices = torch.rand(T, pool, generator=generator).argsort(1)[:, :K].to(torch.int32)
+    indices = torch.rand(T, pool, generator=generator, device="cpu").argsort(1)[:, :K].to(torch.int32)
     if routing == "single":
         # Whoever had expert 0 elsewhere gives it to slot 0.
         first = indices[:, :1].clone()
         indices = torch.where(indices == 0, first, indices)
         indices[:, 0] = 0
     if routing == "sentinels":
-        gone = torch.rand(T, K, generator=generator) < 0.3
-        indices = torch.where(gone, E + torch.arange(K, dtype=torch.int32), indices)
-    return indices
+        gone = torch.rand(T, K, generator=generator, device="cpu") < 0.3
+        indices = torch.where(gone, E + torch.arange(K, dtype=torch.int32, device="cpu"), indices)
+    return indices.to(torch.get_default_device())
 
 
 def expert_inputs(
@@ -102,7 +104,8 @@ def expert_inputs(
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
+        drawn = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu") * scale
+        return drawn.to(torch.get_default_device())
 
     rows = 2 * I if gated else I
     gate_up, down = normal(E, rows, H, scale=H**-0.5), normal(E, H, I, scale=I**-0.5)

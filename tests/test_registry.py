@@ -25,7 +25,9 @@ def test_available_backends():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match=r"backend: expected one of 'cuda', 'cpu', 'reference' or None, got 'rocm'"):
+    with pytest.raises(
+        ValueError, match=r"backend: expected one of 'triton', 'cuda', 'cpu', 'reference' or None, got 'rocm'"
+    ):
         _call(backend="rocm")
 
 

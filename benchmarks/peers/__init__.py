@@ -1,6 +1,7 @@
 """The libraries that the benchmarks compare with, one file each.
 
 A peer of the whole expert MLP has `prepare(gate_up, down, copies)`, which packs what it needs and returns its forward.
+On a GPU it is `prepare_gpu(gate_up, down)`, which returns an `Arm`.
 One that cannot be loaded or does not run on this machine raises `Unavailable`; the table then shows "-".
 """
 
@@ -41,3 +42,21 @@ Forward = Callable[[int, Tokens], Tensor]
 def copied(tensor: Tensor, copies: int) -> list[Tensor]:
     """Return `tensor` and as many clones of it as make `copies`."""
     return [tensor, *(tensor.clone() for _ in range(copies - 1))]
+
+
+class Arm(NamedTuple):
+    """One implementation of the expert MLP on a GPU, over its own form of the weights.
+
+    Attributes:
+        forward: gives (T, H).
+        gate_up: (E, 2I, H), what it reads and what gets a gradient.
+        down: (E, H, I), likewise.
+        interleaved: its gate and up rows alternate.
+        trains: there is a backward.
+    """
+
+    forward: Callable[[Tokens], Tensor]
+    gate_up: Tensor
+    down: Tensor
+    interleaved: bool = False
+    trains: bool = True

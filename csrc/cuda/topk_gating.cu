@@ -103,7 +103,6 @@ MOE_DEVICE void choose_experts(const GatingArgs& a, uint32_t (&key)[V], const fl
   choose(key, a.k, lane);
 }
 
-// All threads of the block; `sums` are the block's, in shared or global memory.
 MOE_DEVICE void write_statistics(const Statistics& out, float mass, int count, int expert, float tokens) {
   out.counts[expert] = static_cast<float>(count);
   out.mean_probability[expert] = mass / tokens;

@@ -28,8 +28,9 @@ def _run(
     transposed: bool,
     save: bool,
     backend: str | None,
+    batch_invariant: bool | None,
 ) -> tuple[Tensor, ...]:
-    call = kernel("fused_experts", backend, x, gate_up, down)
+    call = kernel("fused_experts", backend, x, gate_up, down, batch_invariant=batch_invariant)
     return call(x, indices, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save)
 
 
@@ -46,6 +47,7 @@ def _shapes(
     transposed: bool,
     save: bool,
     backend: str | None,
+    batch_invariant: bool | None,
 ) -> tuple[Tensor, ...]:
     T, K = indices.shape
     width = gate_up.shape[2] if transposed else gate_up.shape[1]
@@ -187,7 +189,9 @@ _backward_into_op = define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, _, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save, backend = inputs
+    x, _, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save, backend, _ = (
+        inputs
+    )
     _, pre, offsets, row_token, slot_row = output
     ctx.mark_non_differentiable(pre, offsets, row_token, slot_row)
     ctx.save_for_backward(
@@ -206,17 +210,17 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     if into is not None:
         grads = _backward_into_op(grad, *saved, activation, interleaved, transposed, need, backend, *into)
         gx, gweights, gup_bias, gdown_bias = (g if n else None for g, n in zip(grads, need[:2] + need[4:], strict=True))
-        return gx, None, gweights, None, None, gup_bias, gdown_bias, None, None, None, None, None
+        return gx, None, gweights, None, None, gup_bias, gdown_bias, None, None, None, None, None, None
     grads = _backward_op(grad, *saved, activation, interleaved, transposed, need, backend)
     gx, gweights, gup, gdown, gup_bias, gdown_bias = (g if n else None for g, n in zip(grads, need, strict=True))
-    return gx, None, gweights, gup, gdown, gup_bias, gdown_bias, None, None, None, None, None
+    return gx, None, gweights, gup, gdown, gup_bias, gdown_bias, None, None, None, None, None, None
 
 
 _op = define(
     "fused_experts",
     "(Tensor x, Tensor indices, Tensor weights, Tensor gate_up, Tensor down, Tensor? gate_up_bias, "
-    "Tensor? down_bias, str activation, bool interleaved, bool transposed, bool save, str? backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? down_bias, str activation, bool interleaved, bool transposed, bool save, str? backend, "
+    "bool? batch_invariant) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run,
     _shapes,
     setup_context=_setup_context,
@@ -237,6 +241,7 @@ def fused_experts(
     gate_up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
     dynamic: bool = False,
+    batch_invariant: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Run each token through its experts' MLPs: out[t] = Σ_k weights[t, k] · (down_e · act(gate_up_e · x[t])).
@@ -259,6 +264,8 @@ def fused_experts(
         down_bias: (E, H), added before the routing weight is applied.
         dynamic: for int8 weights, round each row that meets them to int8 as well, with a scale of its own; the
             gradients are those without the rounding.
+        batch_invariant: a row's bits must not depend on the other rows. The CPU's kernels always are so; the GPU's then
+            use one tile for every number of rows. None: as the environment variable `MOE_KERNELS_BATCH_INVARIANT` says.
         backend: a backend's name that must serve the call.
 
     Returns:
@@ -291,6 +298,7 @@ def fused_experts(
             dynamic,
             needs_grad(x, weights, gate_up_bias, down_bias),
             backend,
+            batch_invariant,
         )[0]
     assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
     save = needs_grad(x, weights, gate_up, down, gate_up_bias, down_bias)
@@ -307,4 +315,5 @@ def fused_experts(
         transposed,
         save,
         backend,
+        batch_invariant,
     )[0]

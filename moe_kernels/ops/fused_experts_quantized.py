@@ -12,9 +12,9 @@ from moe_kernels.registry import kernel
 
 
 def _run(x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    *rest, backend = others
+    *rest, backend, batch_invariant = others
     down = rest[1]
-    call = kernel("fused_experts_quantized", backend, x, gate_up, down)
+    call = kernel("fused_experts_quantized", backend, x, gate_up, down, batch_invariant=batch_invariant)
     return call(x, indices, weights, gate_up, *rest)
 
 
@@ -34,6 +34,7 @@ def _shapes(
     dynamic: bool,
     save: bool,
     backend: str | None,
+    batch_invariant: bool | None,
 ) -> tuple[Tensor, ...]:
     T, K = indices.shape
     int32 = torch.int32
@@ -97,7 +98,7 @@ _backward_op = define(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, _, weights, gate_up, up_scales, down, down_scales, up_bias, down_bias, *options = inputs
-    format, activation, interleaved, _, save, backend = options
+    format, activation, interleaved, _, save, backend, _ = options
     _, pre, offsets, row_token, slot_row = output
     ctx.mark_non_differentiable(pre, offsets, row_token, slot_row)
     plan = (pre, offsets, row_token, slot_row) if save else ()
@@ -132,7 +133,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         backend,
     )
     gx, gweights, gup_bias, gdown_bias = (g if n else None for g, n in zip(grads, need, strict=True))
-    options = (None,) * 6
+    options = (None,) * 7
     return gx, None, gweights, None, [None] * ups, None, [None] * downs, gup_bias, gdown_bias, *options
 
 
@@ -140,7 +141,8 @@ fused_experts_quantized = define(
     "fused_experts_quantized",
     "(Tensor x, Tensor indices, Tensor weights, Tensor gate_up, Tensor[] gate_up_scales, Tensor down, "
     "Tensor[] down_scales, Tensor? gate_up_bias, Tensor? down_bias, str format, str activation, bool interleaved, "
-    "bool dynamic, bool save, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bool dynamic, bool save, str? backend, bool? batch_invariant) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run,
     _shapes,
     setup_context=_setup_context,

@@ -20,8 +20,11 @@ def _run(
     scaling: Tensor,
     ranks: Tensor | None,
     backend: str | None,
+    batch_invariant: bool | None,
 ) -> Tensor:
-    return kernel("grouped_lora", backend, x, A, B)(x, A, B, groups, scaling, ranks, None)
+    return kernel("grouped_lora", backend, x, A, B, batch_invariant=batch_invariant)(
+        x, A, B, groups, scaling, ranks, None
+    )
 
 
 def _run_in_place(
@@ -33,8 +36,9 @@ def _run_in_place(
     scaling: Tensor,
     ranks: Tensor | None,
     backend: str | None,
+    batch_invariant: bool | None,
 ) -> None:
-    kernel("grouped_lora", backend, x, A, B)(x, A, B, groups, scaling, ranks, base)
+    kernel("grouped_lora", backend, x, A, B, batch_invariant=batch_invariant)(x, A, B, groups, scaling, ranks, base)
     # Native code writes past torch: without this, autograd would not see that a saved base has changed.
     torch.autograd.graph.increment_version(base)
 
@@ -79,7 +83,7 @@ _backward_op = define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.backend = inputs
+    *tensors, ctx.backend, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -87,12 +91,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     need = [ctx.needs_input_grad[i] for i in (0, 1, 2, 4)]
     grads = _backward_op(grad, *ctx.saved_tensors, need, ctx.backend)
     gx, gA, gB, gs = (g if needed else None for g, needed in zip(grads, need, strict=True))
-    return gx, gA, gB, None, gs, None, None
+    return gx, gA, gB, None, gs, None, None, None
 
 
 _op = define(
     "grouped_lora",
-    "(Tensor x, Tensor A, Tensor B, Tensor groups, Tensor scaling, Tensor? ranks, str? backend) -> Tensor",
+    "(Tensor x, Tensor A, Tensor B, Tensor groups, Tensor scaling, Tensor? ranks, str? backend, "
+    "bool? batch_invariant) -> Tensor",
     _run,
     lambda x, A, B, *_: x.new_empty(x.shape[0], B.shape[1]),
     setup_context=_setup_context,
@@ -101,7 +106,8 @@ _op = define(
 
 _in_place_op = define(
     "grouped_lora_",
-    "(Tensor(a!) base, Tensor x, Tensor A, Tensor B, Tensor groups, Tensor scaling, Tensor? ranks, str? backend) -> ()",
+    "(Tensor(a!) base, Tensor x, Tensor A, Tensor B, Tensor groups, Tensor scaling, Tensor? ranks, str? backend, "
+    "bool? batch_invariant) -> ()",
     _run_in_place,
     lambda *_: None,
 )
@@ -121,6 +127,7 @@ def grouped_lora(
     scaling: Tensor | float = 1.0,
     *,
     ranks: Tensor | None = None,
+    batch_invariant: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Apply each row's adapter: y[n] = scaling[g] · (x[n] · A[g]ᵀ) · B[g]ᵀ for g = groups[n] (LoRA, arXiv:2106.09685).
@@ -133,6 +140,8 @@ def grouped_lora(
         scaling: (G) float32, or one factor for all.
         ranks: (G) int32 at most R; only the first ranks[g] rows of A[g] and columns of B[g] count. The rest is padding
             that may hold anything; its gradient is zero.
+        batch_invariant: a row's bits must not depend on the other rows. The CPU's kernels always are so; the GPU's then
+            use one tile for every number of rows. None: as the environment variable `MOE_KERNELS_BATCH_INVARIANT` says.
         backend: a backend's name that must serve the call.
 
     Returns:
@@ -144,7 +153,7 @@ def grouped_lora(
     x, A, B = under_autocast(x, A, B)  # type: ignore[assignment]
     validation.check_grouped_lora(x, A, B, groups, scaling, ranks)
     scaling = _as_tensor(scaling, x, A)
-    return _op(x, A, B, groups, scaling, ranks, backend)
+    return _op(x, A, B, groups, scaling, ranks, backend, batch_invariant)
 
 
 def grouped_lora_(
@@ -156,13 +165,14 @@ def grouped_lora_(
     scaling: Tensor | float = 1.0,
     *,
     ranks: Tensor | None = None,
+    batch_invariant: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Add `grouped_lora` to `base` in place, rounded once; for inference: it has no gradient.
 
     Args:
         base: (N, O), x's dtype: the result of the layer that the adapters belong to.
-        x, A, B, groups, scaling, ranks, backend: see `grouped_lora`.
+        x, A, B, groups, scaling, ranks, batch_invariant, backend: see `grouped_lora`.
 
     Returns:
         base.
@@ -176,5 +186,5 @@ def grouped_lora_(
         wanted = "tensors without requires_grad (grouped_lora has a gradient), or torch.no_grad()"
         validation.fail("grouped_lora_", "base, x, A, B, scaling", wanted, "one that requires grad")
     scaling = _as_tensor(scaling, x, A)
-    _in_place_op(base, x, A, B, groups, scaling, ranks, backend)
+    _in_place_op(base, x, A, B, groups, scaling, ranks, backend, batch_invariant)
     return base

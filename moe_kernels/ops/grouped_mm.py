@@ -24,8 +24,9 @@ def _run(
     slot_row: Tensor | None,
     base: Tensor | None,
     backend: str | None,
+    batch_invariant: bool | None,
 ) -> Tensor:
-    call = kernel("grouped_mm", backend, x, w)
+    call = kernel("grouped_mm", backend, x, w, batch_invariant=batch_invariant)
     return call(x, w, offsets, transposed, row_token, bias, row_scale, slot_row, base)
 
 
@@ -115,7 +116,7 @@ _backward_op = define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, offsets, transposed, row_token, bias, row_scale, slot_row, _, backend = inputs
+    x, w, offsets, transposed, row_token, bias, row_scale, slot_row, _, backend, _ = inputs
     ctx.save_for_backward(x, w, offsets, row_token, bias, row_scale, slot_row)
     ctx.options = (transposed, backend)
 
@@ -126,13 +127,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     need = [ctx.needs_input_grad[i] for i in (0, 1, 5, 6)]
     grads = _backward_op(grad, x, w, offsets, transposed, row_token, bias, row_scale, slot_row, *need, backend)
     gx, gw, gb, gs = (g if needed else None for g, needed in zip(grads, need, strict=True))
-    return gx, gw, None, None, None, gb, gs, None, grad if ctx.needs_input_grad[8] else None, None
+    return gx, gw, None, None, None, gb, gs, None, grad if ctx.needs_input_grad[8] else None, None, None
 
 
 _op = define(
     "grouped_mm",
     "(Tensor x, Tensor w, Tensor offsets, bool transposed, Tensor? row_token, Tensor? bias, Tensor? row_scale, "
-    "Tensor? slot_row, Tensor? base, str? backend) -> Tensor",
+    "Tensor? slot_row, Tensor? base, str? backend, bool? batch_invariant) -> Tensor",
     _run,
     _shapes,
     setup_context=_setup_context,
@@ -152,6 +153,7 @@ def grouped_mm(
     slot_row: Tensor | None = None,
     base: Tensor | None = None,
     dynamic: bool = False,
+    batch_invariant: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Multiply each row by its expert's matrix: y[n] = row_scale[n] · (x[n] · w[e(n)]ᵀ + bias[e(n)]).
@@ -169,6 +171,8 @@ def grouped_mm(
         base: a tensor of the result's shape that is added to it.
         dynamic: for an int8 weight, round each row of x to int8 as well, with a scale of its own; the gradients are
             those without the rounding.
+        batch_invariant: a row's bits must not depend on the other rows. The CPU's kernels always are so; the GPU's then
+            use one tile for every number of rows. None: as the environment variable `MOE_KERNELS_BATCH_INVARIANT` says.
         backend: a backend's name that must serve the call.
 
     Returns:
@@ -183,6 +187,18 @@ def grouped_mm(
         row_scale = row_scale.to(weight_dtype(x))
     if isinstance(w, QuantizedWeight):
         return grouped_mm_quantized(
-            x, w.data, w.scales, offsets, row_token, bias, row_scale, slot_row, base, w.format, dynamic, backend
+            x,
+            w.data,
+            w.scales,
+            offsets,
+            row_token,
+            bias,
+            row_scale,
+            slot_row,
+            base,
+            w.format,
+            dynamic,
+            backend,
+            batch_invariant,
         )
-    return _op(x, w, offsets, transposed, row_token, bias, row_scale, slot_row, base, backend)
+    return _op(x, w, offsets, transposed, row_token, bias, row_scale, slot_row, base, backend, batch_invariant)

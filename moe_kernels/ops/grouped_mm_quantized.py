@@ -11,8 +11,8 @@ from moe_kernels.registry import kernel
 
 
 def _run(x: Tensor, w: Tensor, *others: Any) -> Tensor:
-    *rest, backend = others
-    return kernel("grouped_mm_quantized", backend, x, w)(x, w, *rest)
+    *rest, backend, batch_invariant = others
+    return kernel("grouped_mm_quantized", backend, x, w, batch_invariant=batch_invariant)(x, w, *rest)
 
 
 def _shapes(
@@ -67,7 +67,7 @@ _backward_op = define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, scales, offsets, row_token, bias, row_scale, slot_row, _, format, _, backend = inputs
+    x, w, scales, offsets, row_token, bias, row_scale, slot_row, _, format, _, backend, _ = inputs
     ctx.save_for_backward(x, w, offsets, row_token, bias, row_scale, slot_row, *scales)
     ctx.options = (format, backend)
 
@@ -79,13 +79,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grads = _backward_op(grad, x, w, scales, offsets, row_token, bias, row_scale, slot_row, format, need, backend)
     gx, gb, gs = (g if needed else None for g, needed in zip(grads, need, strict=True))
     gbase = grad if ctx.needs_input_grad[8] else None
-    return gx, None, [None] * len(scales), None, None, gb, gs, None, gbase, None, None, None
+    return gx, None, [None] * len(scales), None, None, gb, gs, None, gbase, None, None, None, None
 
 
 grouped_mm_quantized = define(
     "grouped_mm_quantized",
     "(Tensor x, Tensor w, Tensor[] scales, Tensor offsets, Tensor? row_token, Tensor? bias, Tensor? row_scale, "
-    "Tensor? slot_row, Tensor? base, str format, bool dynamic, str? backend) -> Tensor",
+    "Tensor? slot_row, Tensor? base, str format, bool dynamic, str? backend, "
+    "bool? batch_invariant) -> Tensor",
     _run,
     _shapes,
     setup_context=_setup_context,

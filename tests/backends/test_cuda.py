@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import moe_kernels
+from moe_kernels import preferences
 from moe_kernels.backends import cuda
 from moe_kernels.backends.cuda import launch
 from moe_kernels.testing import assert_close, random_indices
@@ -18,7 +19,8 @@ on_gpu = pytest.mark.skipif(launch.module_problem() is not None, reason=str(laun
 
 
 def test_used_only_when_asked_for() -> None:
-    assert cuda.EXPERIMENTAL
+    order = preferences.UNMEASURED
+    assert order.index("cuda") > order.index("reference")
     assert moe_kernels.registry.choose("permute", None, torch.empty(1, 1)) != "cuda"
 
 

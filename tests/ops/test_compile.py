@@ -44,8 +44,10 @@ def test_opcheck_permute_and_unpermute(backend):
 def test_opcheck_grouped_mm(backend):
     plan = route(random_indices(7, 8, 2, "sentinels"), 8)
     rest = (plan.row_token, _grad(8, 3), _grad(14), plan.slot_row)
-    _opcheck(OPS.grouped_mm, _grad(14, 5), _grad(8, 3, 5), plan.offsets, False, None, None, None, None, None, backend)
-    _opcheck(OPS.grouped_mm, _grad(7, 5), _grad(8, 5, 3), plan.offsets, True, *rest, _grad(7, 3), backend)
+    _opcheck(
+        OPS.grouped_mm, _grad(14, 5), _grad(8, 3, 5), plan.offsets, False, None, None, None, None, None, backend, None
+    )
+    _opcheck(OPS.grouped_mm, _grad(7, 5), _grad(8, 5, 3), plan.offsets, True, *rest, _grad(7, 3), backend, None)
     for need in ((True, True, True, True), (False, True, False, False)):
         args = (torch.randn(7, 3), torch.randn(7, 5), torch.randn(8, 5, 3), plan.offsets, True)
         _opcheck(OPS.grouped_mm_backward, *args, *(t.detach() for t in rest), *need, backend)
@@ -55,10 +57,10 @@ def test_opcheck_grouped_mm(backend):
 def test_opcheck_fused_experts(backend, bias):
     inputs = expert_inputs(7, 8, 2, 5, 3, bias=bias, routing="sentinels").to(torch.float32)
     leaves = [t.requires_grad_() if t is not None and t.is_floating_point() else t for t in inputs]
-    _opcheck(OPS.fused_experts, *leaves, "silu", False, False, True, backend)
+    _opcheck(OPS.fused_experts, *leaves, "silu", False, False, True, backend, None)
     plain = [None if t is None else t.detach() for t in leaves]
-    _opcheck(OPS.fused_experts, *plain, "silu", False, False, False, backend)
-    _, pre, *plan = OPS.fused_experts(*plain, "silu", False, False, True, backend)
+    _opcheck(OPS.fused_experts, *plain, "silu", False, False, False, backend, None)
+    _, pre, *plan = OPS.fused_experts(*plain, "silu", False, False, True, backend, None)
     x, _, *weights = plain
     for need in ([True] * 4 + [bias] * 2, [False, False, True, False, False, False]):
         args = (torch.randn(7, 5), x, *weights, pre, *plan, "silu", False, False, need, backend)

@@ -206,12 +206,16 @@ def test_gradcheck():
 def test_opcheck(backend):
     for mixed in (False, True):
         x, A, B, groups, scaling, ranks = draw(7, 3, 4, torch.float32, H=5, O=6, mixed=mixed)
-        torch.library.opcheck(OPS.grouped_lora_.default, (torch.randn(7, 6), x, A, B, groups, scaling, ranks, backend))
+        torch.library.opcheck(
+            OPS.grouped_lora_.default, (torch.randn(7, 6), x, A, B, groups, scaling, ranks, backend, None)
+        )
         for need in ([True] * 4, [False, True, False, False], [True, False, False, False], [False, False, True, True]):
             args = (torch.randn(7, 6), x, A, B, groups, scaling, ranks, need, backend)
             torch.library.opcheck(OPS.grouped_lora_backward.default, args)
         leaves = [t.requires_grad_() for t in (x, A, B)]
-        torch.library.opcheck(OPS.grouped_lora.default, (*leaves, groups, scaling.requires_grad_(), ranks, backend))
+        torch.library.opcheck(
+            OPS.grouped_lora.default, (*leaves, groups, scaling.requires_grad_(), ranks, backend, None)
+        )
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

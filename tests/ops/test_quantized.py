@@ -335,11 +335,13 @@ def test_opcheck_fused_experts(kind, engine):
     x, indices, weights, _, _, up_bias, down_bias = (_leaf(value) for value in inputs)
     matrices = (gate_up.data, gate_up.scales, down.data, down.scales)
     options = (gate_up.format, "silu", False, kind == "int8")
-    _opcheck(OPS.fused_experts_quantized, x, indices, weights, *matrices, up_bias, down_bias, *options, True, engine)
+    _opcheck(
+        OPS.fused_experts_quantized, x, indices, weights, *matrices, up_bias, down_bias, *options, True, engine, None
+    )
     x, weights, up_bias, down_bias = (value.detach() for value in (x, weights, up_bias, down_bias))
     plain = (x, indices, weights, *matrices, up_bias, down_bias, *options)
-    _opcheck(OPS.fused_experts_quantized, *plain, False, engine)
-    _, pre, *plan = OPS.fused_experts_quantized(*plain, True, engine)
+    _opcheck(OPS.fused_experts_quantized, *plain, False, engine, None)
+    _, pre, *plan = OPS.fused_experts_quantized(*plain, True, engine, None)
     for need in ([True] * 4, [False, True, False, False]):
         args = (torch.randn(5, 64), x, weights, *matrices, up_bias, down_bias, pre, *plan, *options[:3], need, engine)
         _opcheck(OPS.fused_experts_quantized_backward, *args)
@@ -350,7 +352,7 @@ def test_opcheck_grouped_mm(kind, engine):
     plan = route(random_indices(7, 4, 2, "sentinels"), 4)
     w = QUANTIZE[kind](torch.randn(4, 3, 64))
     x, bias, scale, base = (torch.randn(*s, requires_grad=True) for s in ((7, 64), (4, 3), (14,), (7, 3)))
-    end = (w.format, kind == "int8", engine)
+    end = (w.format, kind == "int8", engine, None)
     given = (plan.offsets, plan.row_token, bias, scale, plan.slot_row, base)
     _opcheck(OPS.grouped_mm_quantized, x, w.data, w.scales, *given, *end)
     rows = torch.randn(14, 64, requires_grad=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moe_kernels.native import native
 
+BATCH_INVARIANT = "always"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -1,8 +1,8 @@
 """CUDA kernels from `moe_kernels._cuda`: torch-free native code that is given addresses and a stream.
 
-Experimental: the kernels compile for every supported architecture and are tested on blocks emulated by the host
-(csrc/cuda/emulate), but they have not been run on a GPU, so the registry uses them only when they are asked for by
-name.
+The kernels compile for every supported architecture and are tested on blocks emulated by the host
+(csrc/cuda/emulate), but they have not been run on a GPU: `moe_kernels.preferences` uses them only when they are asked
+for by name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor
 from moe_kernels.backends.cuda import launch
 from moe_kernels.backends.cuda.operands import operands_problem
 
-EXPERIMENTAL = True
+# Every element of a product is summed in the same order by the same instruction, whatever the tile.
+BATCH_INVARIANT = "always"
 IMPLEMENTED = ("topk_gating", "route", "permute", "unpermute", "grouped_mm", "fused_experts")
 # The products on tensor cores; their tensors are x and the weights.
 PRODUCTS = ("grouped_mm", "fused_experts")

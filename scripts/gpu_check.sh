@@ -1,0 +1,228 @@
+#!/usr/bin/env bash
+# Everything about a GPU in one command and nine minutes: builds, runs every op, the tests and compute-sanitizer, and
+# measures every row of docs/performance.md beside the libraries that are installed.
+#
+#   scripts/gpu_check.sh [--parts build,every_op,tests,memcheck,racecheck,bench] [--minutes 9] [--small] FOLDER
+#
+# FOLDER gets gpu.json, gpu.md (the table), gpu.png and five logs, each complete as far as the run came. A part that
+# fails or outlasts its time is recorded, and the next one begins. --small: tiny sizes and one file of tests. --cpu:
+# without a GPU, to try this script itself. PYTHON names the interpreter, JOBS how many tests run at once.
+# Exit status: 0; 1 if a part failed; 2 without a GPU or with wrong arguments; 130 if it was interrupted.
+set -uo pipefail
+# Children in process groups of their own: Ctrl-C comes here alone, and they do not ignore the signal that ends them.
+set -m
+cd "$(dirname "$0")/.." || exit 2
+
+usage() { echo "usage: scripts/gpu_check.sh [--parts LIST] [--minutes N] [--small] [--cpu] FOLDER" >&2; exit 2; }
+
+every=build,every_op,tests,memcheck,racecheck,bench
+device=cuda small="" minutes=9 folder="" parts=$every
+while [ $# -gt 0 ]; do
+    case $1 in
+        --parts | --minutes) [ $# -ge 2 ] || usage ;;&
+        --parts) parts=$2; shift ;;
+        --minutes) minutes=$2; shift ;;
+        --small) small=--small ;;
+        --cpu) device=cpu small=--small ;;
+        -*) usage ;;
+        *) [ -z "$folder" ] || usage; folder=$1 ;;
+    esac
+    shift
+done
+[ -n "$folder" ] || usage
+[[ $minutes =~ ^[0-9]+$ ]] || usage
+for name in ${parts//,/ }; do
+    [[ ,$every, == *",$name,"* ]] || usage
+done
+
+python=${PYTHON:-python3}
+export PATH="$PATH:/usr/local/cuda/bin" PYTHONUNBUFFERED=1
+# The package runs from here even if it cannot be installed.
+export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
+if [ $device = cuda ]; then
+    if ! reason=$("$python" -c 'import sys, torch
+sys.exit(0 if torch.cuda.is_available() else f"torch {torch.__version__} sees no GPU")' 2>&1); then
+        echo "gpu_check: no GPU to check: $(tail -n 1 <<<"$reason")" >&2
+        exit 2
+    fi
+fi
+mkdir -p "$folder" || exit 2
+folder=$(cd "$folder" && pwd)
+deadline=$((SECONDS + minutes * 60))
+# For the table and the figure at the end.
+reserve=15 worst=0 child="" running="" warming="" warm_log=""
+declare -A begun=()
+
+record() { # NAME STATUS SECONDS DETAIL
+    printf '%-10s %-12s %4d s  %s\n' "$1" "$2" "$3" "$4"
+    "$python" benchmarks/gpu/summary.py "$folder" part "$@"
+}
+
+finish() {
+    "$python" benchmarks/gpu/summary.py "$folder"
+    echo "written to $folder: $(cd "$folder" && echo *)"
+}
+
+interrupted() {
+    trap '' INT TERM
+    [ -z "$warming" ] || stop_warming 0
+    # timeout passes it on to all that it has started.
+    if [ -n "$child" ]; then
+        kill -TERM "$child" 2>/dev/null
+        wait "$child" 2>/dev/null
+        record "$running" interrupted 0 ""
+    fi
+    echo "gpu_check: interrupted; what was found is kept" >&2
+    finish
+    exit 130
+}
+trap interrupted INT TERM
+
+# The line that says most of what a part's log says.
+gist() { # NAME LOG
+    case $1 in
+        every_op) echo "$(grep -c ': ok$' "$2") ok; $(grep -c ': not there' "$2") not there;" \
+            "$(grep ': FAILED' "$2" | sed 's/: FAILED.*//' | paste -sd, | cut -c1-200)" ;;
+        tests) grep -E '^=+ .*(passed|failed|error|no tests)' "$2" | tail -n 1 | tr -d = ||
+            grep -c PASSED "$2" ;;
+        *check) echo "$(grep -E '(ERROR|RACECHECK) SUMMARY' "$2" | tail -n 1 | tr -d =)" \
+            "$(grep -q SUMMARY "$2" || tail -n 1 "$2")" "$(grep -c ': ok$' "$2") ops ok" ;;
+        build) grep -E '^(triton|cuda) ' "$2" | tr -s ' ' | paste -sd ';' | cut -c1-250
+            grep -m 1 -iE '(^| )error:' "$2" ;;
+        *) tail -n 1 "$2" ;;
+    esac 2>/dev/null | head -c 280
+}
+
+# Begin a log anew at its first part of this run; two parts may share it.
+open_log() { # TITLE LOG
+    [ -n "${begun[$2]-}" ] || : >"$2"
+    begun[$2]=yes
+    printf '=== %s\n' "$1" >>"$2"
+}
+
+# Of a long log the begin and the end: what comes back from another machine must stay small.
+shorten() { # LOG
+    [ "$(wc -c <"$1")" -gt 4194304 ] || return 0
+    local short
+    short=$(mktemp)
+    { head -c 1048576 "$1"; printf '\n[…]\n'; tail -c 2097152 "$1"; } >"$short"
+    cat "$short" >"$1"
+    rm -f "$short"
+}
+
+part() { # NAME LIMIT LOG COMMAND...
+    local name=$1 limit=$2 log=$folder/$3 left=$((deadline - SECONDS - reserve)) begin=$SECONDS status own start
+    shift 3
+    [[ ,$parts, == *",$name,"* ]] || return 0
+    if [ $left -lt 5 ]; then
+        record "$name" skipped 0 "no time left"
+        worst=1
+        return 0
+    fi
+    [ "$limit" -le $left ] || limit=$left
+    printf '%-10s at most %d s\n' "$name" "$limit"
+    open_log "$name" "$log"
+    start=$(wc -c <"$log")
+    # Straight into the log: whoever kills this script has what there is.
+    LIMIT=$limit timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$log" 2>&1 </dev/null &
+    child=$! running=$name
+    wait $child
+    status=$?
+    child=""
+    own=$(mktemp)
+    tail -c +$((start + 1)) "$log" >"$own"
+    shorten "$log"
+    case $status in
+        0) status=passed ;;
+        124 | 137) status="out of time" worst=1 ;;
+        *) status="failed ($status)" worst=1 ;;
+    esac
+    record "$name" "$status" $((SECONDS - begin)) "$(gist "$name" "$own")"
+    rm -f "$own"
+}
+
+build() { # DEVICE PYTHON
+    local status=0
+    if [ "$1" = cuda ]; then
+        MOE_KERNELS_CUDA=auto "$2" -m pip install --no-build-isolation --no-deps -e . || status=$?
+    fi
+    "$2" -m moe_kernels && return "$status"
+}
+
+run_tests() { # DEVICE PYTHON SMALL
+    local options=() files=(tests/ops tests/backends)
+    for plugin in xdist pytest_timeout; do
+        "$2" -c "import $plugin" 2>/dev/null || continue
+        case $plugin in
+            xdist) options+=(-n "${JOBS:-$(($(nproc) < 8 ? $(nproc) : 8))}") ;;
+            pytest_timeout) options+=(--timeout=60 --timeout-method=thread) ;;
+        esac
+    done
+    [ -z "$3" ] || files=(tests/ops/test_route.py) options=()
+    export MOE_TEST_DEVICE=$1 OMP_NUM_THREADS=2
+    exec "$2" -m pytest -v --tb=short --maxfail=300 -p no:cacheprovider "${options[@]}" "${files[@]}"
+}
+
+sanitize() { # TOOL PYTHON
+    local options=(--tool "$1" --error-exitcode 9 --print-limit 30)
+    command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer: not found"; return 127; }
+    # Python and torch take longer to start than it waits by default.
+    ! compute-sanitizer --help 2>&1 | grep -q -- --launch-timeout || options+=(--launch-timeout 120)
+    # Every tensor in an allocation of its own, so that a step over its end is seen.
+    [ "$1" != memcheck ] || export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    exec compute-sanitizer "${options[@]}" "$2" benchmarks/gpu/every_op.py --dtypes bfloat16
+}
+
+bench() { # DEVICE PYTHON SMALL FOLDER
+    # shellcheck disable=SC2086
+    exec "$2" benchmarks/gpu/run.py --device "$1" --output "$4" --seconds $((LIMIT - 3)) $3
+}
+
+export -f build run_tests sanitize bench
+call() { # NAME LIMIT LOG FUNCTION ARGUMENTS...
+    local name=$1 limit=$2 log=$3 function=$4
+    shift 4
+    part "$name" "$limit" "$log" bash -c "$function \"\$@\"" "$function" "$@"
+}
+
+start_warming() {
+    [[ ,$parts, == *,bench,* ]] || return 0
+    # shellcheck disable=SC2086
+    "$python" benchmarks/gpu/warm.py --device $device $small >"$warm_log" 2>&1 </dev/null &
+    warming=$!
+}
+
+# Kernels are compiled while the tests run; what is not done a minute after them, the benchmarks compile themselves.
+stop_warming() {
+    [ -n "$warming" ] || return 0
+    local waited=0
+    while [ $waited -lt "$1" ] && kill -0 "$warming" 2>/dev/null; do
+        sleep 1
+        waited=$((waited + 1))
+    done
+    # The whole group: it has processes of its own.
+    kill -KILL -- "-$warming" 2>/dev/null
+    wait "$warming" 2>/dev/null
+    warming=""
+    [ $waited -eq 0 ] || echo "waited $waited s for kernels to be compiled"
+    open_log "compiled beforehand" "$folder/bench.log"
+    cat "$warm_log" >>"$folder/bench.log"
+    rm -f "$warm_log"
+}
+
+call build 120 build.log build $device "$python"
+warm_log=$(mktemp)
+start_warming
+part every_op 45 every_op.log "$python" benchmarks/gpu/every_op.py --device $device
+call tests 120 tests.log run_tests $device "$python" "$small"
+if [ $device = cuda ]; then
+    call memcheck 60 sanitizer.log sanitize memcheck "$python"
+    call racecheck 40 sanitizer.log sanitize racecheck "$python"
+else
+    record memcheck skipped 0 "needs a GPU"
+    record racecheck skipped 0 "needs a GPU"
+fi
+[ $((deadline - SECONDS)) -gt 120 ] && stop_warming 60 || stop_warming 0
+call bench $((minutes * 60)) bench.log bench $device "$python" "$small" "$folder"
+finish
+exit $worst
