@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda/experts_bindings.h"
 #include "cuda/permute.h"
 #include "cuda/route.h"
 #include "cuda/runtime.h"
@@ -58,8 +59,11 @@ PYBIND11_MODULE(_cuda, m) {
         moe::cuda::load_route();
         moe::cuda::load_topk_gating();
         moe::cuda::load_topk_gating_backward();
+        moe::cuda::load_experts();
+        moe::cuda::load_expert_rows();
       },
       py::arg("device"), Release());
+  moe::cuda::bind_experts(m);
   m.def(
       "permute",
       [](const TensorView& x, const TensorView& offsets, const TensorView& row_token, const TensorView& out, int device,

@@ -36,7 +36,7 @@ def test_reason_without_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("op", "tensor", "expected"),
     [
-        ("grouped_mm", torch.empty(1), "grouped_mm has no CUDA kernel"),
+        ("grouped_lora", torch.empty(1), "grouped_lora has no CUDA kernel"),
         ("permute", torch.empty(1), "takes CUDA tensors, got one on cpu"),
     ],
     ids=["op", "device"],

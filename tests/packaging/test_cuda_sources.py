@@ -17,6 +17,8 @@ KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 NVCC = shutil.which(os.environ.get("CUDACXX") or "nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 ARCHITECTURES = ("sm_80", "sm_90a")
 LOCAL_MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+# Files whose kernels are compiled elsewhere.
+HOST_ONLY = {"experts", "tensor_map"}
 # What nvcc hands to the host compiler still has the device's pragmas.
 WARNINGS = ("-Xcompiler=-Wall,-Wno-unknown-pragmas", "-Werror=all-warnings")
 
@@ -57,7 +59,7 @@ def test_kernels_use_no_local_memory(
     said = compilations[source, architecture].result()
     assert "warning" not in said.lower(), said
     kernels = LOCAL_MEMORY.findall(said)
-    assert kernels, f"ptxas reported no kernel:\n{said}"
+    assert bool(kernels) != (source.stem in HOST_ONLY), f"ptxas reported no kernel:\n{said}"
     assert all(kernel == ("0", "0", "0") for kernel in kernels), said
 
 

@@ -229,7 +229,8 @@ void meet(const char* what, int first, int count, uint32_t mask, void* operand,
   if (first + count > b.size) fail(std::string(what) + ": the block has no thread " + std::to_string(b.size));
   if (!(mask >> (rank % WARP) & 1)) fail(std::string(what) + ": this lane is not in its own mask");
   auto found = std::find_if(b.meetings.begin(), b.meetings.end(), [&](const Meeting& m) {
-    return rank >= m.first && rank < m.first + m.count && m.mask >> (rank % WARP) & 1;
+    // A warp may still meet on its own while others of its warpgroup wait for it at what they all do.
+    return m.first == first && m.count == count && m.mask >> (rank % WARP) & 1;
   });
   if (found == b.meetings.end()) {
     b.meetings.push_back({what, first, count, mask, 0, std::vector<void*>(count, nullptr)});
@@ -241,7 +242,7 @@ void meet(const char* what, int first, int count, uint32_t mask, void* operand,
       ++found->missing;
     }
   }
-  if (found->first != first || found->count != count || found->mask != mask || std::strcmp(found->what, what) != 0)
+  if (found->mask != mask || std::strcmp(found->what, what) != 0)
     fail(std::string(what) + ": other threads of the group are at " + found->what + " or have another mask");
   found->operands[rank - first] = operand;
   if (--found->missing) return wait(what, nullptr, nullptr);
@@ -292,6 +293,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void*),
   for (int which : blocks) {
     const unsigned n = static_cast<unsigned>(which);
     blockIdx = {n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y};
+    ++blocks_begun;
     b.live = b.size;
     b.error = nullptr;
     b.meetings.clear();

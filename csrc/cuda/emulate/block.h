@@ -37,6 +37,9 @@ void set_order(Order order, uint64_t seed = 0);
 // Ends the launch: `launch` throws std::runtime_error with this text and the thread's place in front.
 [[noreturn]] void fail(const std::string& text);
 
+// How many blocks have begun: what an emulated instruction keeps for a block is stale when it changes.
+inline uint64_t blocks_begun = 0;
+
 // The number of this thread in its block, warp, …
 int thread_rank();
 inline int lane() { return thread_rank() % WARP; }

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from moe_kernels.backends.cuda import launch
+from moe_kernels.backends.cuda.operands import operands_problem
 
-# Each kernel has one tile, whose order of sums is fixed.
+# Every element of a product is summed in the same order by the same instruction, whatever the tile.
 BATCH_INVARIANT = "always"
-IMPLEMENTED = ("topk_gating", "route", "permute", "unpermute")
+IMPLEMENTED = ("topk_gating", "route", "permute", "unpermute", "grouped_mm", "fused_experts")
+# The products on tensor cores; their tensors are x and the weights.
+PRODUCTS = ("grouped_mm", "fused_experts")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -30,4 +33,8 @@ def supports(op: str, *tensors: Tensor) -> str | None:
             return f"takes CUDA tensors, got one on {tensor.device}"
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"takes float32, float16 and bfloat16, got {str(tensor.dtype).removeprefix('torch.')}"
+    if op in PRODUCTS and tensors:
+        problem = operands_problem(*tensors)
+        if problem is not None:
+            return problem
     return launch.device_problem(tensors[0].device.index) if tensors else None
