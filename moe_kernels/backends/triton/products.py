@@ -30,6 +30,8 @@ def rounded(value, kind: tl.constexpr, INTERPRET: tl.constexpr):
         bits = value.to(tl.int32, bitcast=True)
         # A NaN of all ones would become zero here; none comes out of arithmetic.
         bits += 0x7FFF + ((bits >> 16) & 1)
+        # What is left below would be a subnormal number where the value is zero, which the interpreter takes for 2⁻¹²⁶.
+        bits &= -65536
         value = bits.to(tl.float32, bitcast=True)
     return value.to(kind)
 
