@@ -1,0 +1,1 @@
+"""Hooks into other libraries. Nothing here imports one of them unless the program has already done so."""
