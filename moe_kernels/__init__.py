@@ -1,7 +1,7 @@
 """Fast Mixture-of-Experts operations for PyTorch, and a drop-in `MoELayer`."""
 
+from moe_kernels import integrations
 from moe_kernels.gradients import gradients_in_place
-from moe_kernels.integrations.transformers import register_when_imported
 from moe_kernels.layer import MoELayer, RouterOutput
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.ops.grouped_lora import grouped_lora, grouped_lora_
@@ -15,7 +15,7 @@ from moe_kernels.registry import BackendUnavailable, available_backends
 
 __version__ = "0.1.0"
 
-register_when_imported()
+integrations.register_when_imported()
 
 __all__ = [
     "BackendUnavailable",

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moe_kernels.integrations.recognition import Recognized, recognize
+from moe_kernels.integrations.recognition import is_experts, recognize
+from moe_kernels.integrations.steps import Parts, experts_in_steps
 from moe_kernels.ops.fused_experts import fused_experts
-from moe_kernels.ops.grouped_mm import grouped_mm
-from moe_kernels.ops.route import route
-from moe_kernels.ops.unpermute import unpermute
+from moe_kernels.quantized import ExpertsLayout
+
+
+def parts_of(module: nn.Module) -> Parts:
+    """Name what an expert module of transformers 5 is made of."""
+    found = recognize(module)
+    return Parts(
+        gate_up=getattr(module, found.up),
+        down=module.down_proj,  # type: ignore[arg-type]
+        gate_up_bias=getattr(module, f"{found.up}_bias") if module.has_bias else None,
+        down_bias=module.down_proj_bias if module.has_bias else None,  # type: ignore[arg-type]
+        transposed=found.transposed,
+        between=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
+        after=module.post_expert_norm if found.post_norm else None,  # type: ignore[arg-type]
+    )
 
 
 def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -22,38 +35,39 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     Returns:
         (T, H) in the dtype of hidden_states.
     """
-    found = recognize(self)
-    gate_up = getattr(self, found.up)
+    found, parts = recognize(self), parts_of(self)
     # As transformers' own grouped_mm does: under autocast, a norm may have left float32 behind.
-    x = hidden_states.to(gate_up.dtype)
-    if found.activation is not None and not found.post_norm:
-        out = fused_experts(
-            x,
-            top_k_index,
-            top_k_weights,
-            gate_up,
-            self.down_proj,  # type: ignore[arg-type]
-            activation=found.activation,
-            interleaved=found.interleaved,
-            transposed=found.transposed,
-            gate_up_bias=getattr(self, f"{found.up}_bias") if self.has_bias else None,
-            down_bias=self.down_proj_bias if self.has_bias else None,  # type: ignore[arg-type]
-        )
-    else:
-        out = _in_steps(self, found, x, top_k_index, top_k_weights)
+    x = hidden_states.to(parts.down.dtype)
+    if found.activation is None or found.post_norm:
+        return experts_in_steps(parts, x, top_k_index, top_k_weights).to(hidden_states.dtype)
+    out = fused_experts(
+        x,
+        top_k_index,
+        top_k_weights,
+        parts.gate_up,
+        parts.down,
+        activation=found.activation,
+        interleaved=found.interleaved,
+        transposed=found.transposed,
+        gate_up_bias=parts.gate_up_bias,
+        down_bias=parts.down_bias,
+    )
     return out.to(hidden_states.dtype)
 
 
-def _in_steps(self: nn.Module, found: Recognized, x: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Two grouped products with the model's own functions between and after them."""
-    gate_up: Tensor = getattr(self, found.up)
-    down: Tensor = self.down_proj  # type: ignore[assignment]
-    up_bias = getattr(self, f"{found.up}_bias") if self.has_bias else None
-    down_bias: Tensor | None = self.down_proj_bias if self.has_bias else None  # type: ignore[assignment]
-    plan = route(top_k_index, gate_up.shape[0])
-    rows = grouped_mm(x, gate_up, plan.offsets, row_token=plan.row_token, transposed=found.transposed, bias=up_bias)
-    rows = self._apply_gate(rows) if self.has_gate else self.act_fn(rows)  # type: ignore[operator]
-    rows = grouped_mm(rows.to(down.dtype), down, plan.offsets, transposed=found.transposed, bias=down_bias)
-    if found.post_norm:
-        rows = self.post_expert_norm(rows)  # type: ignore[operator]
-    return unpermute(rows.to(down.dtype), plan, top_k_weights)
+def experts_layout(module: nn.Module) -> ExpertsLayout | None:
+    """Say where an expert module keeps its weights, for `quantize_experts`; None for one that has to run in steps."""
+    if not is_experts(module):
+        return None
+    found = recognize(module)
+    if found.activation is None or found.post_norm:
+        return None
+    return ExpertsLayout(
+        gate_up=found.up,
+        down="down_proj",
+        gate_up_bias=f"{found.up}_bias" if module.has_bias else None,
+        down_bias="down_proj_bias" if module.has_bias else None,
+        activation=found.activation,
+        interleaved=found.interleaved,
+        transposed=found.transposed,
+    )

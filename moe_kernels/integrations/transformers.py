@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from moe_kernels.integrations.experts import experts_forward
 from moe_kernels.integrations.when_imported import when_imported
 
 NAME = "moe_kernels"
@@ -13,8 +12,14 @@ NAME = "moe_kernels"
 def _register(module: ModuleType) -> None:
     interface = getattr(module, "ExpertsInterface", None)
     # transformers 4 has no interface.
-    if interface is not None:
-        interface.register(NAME, experts_forward)
+    if interface is None:
+        return
+    # Only now: what this imports brings torch.compile along, which takes a second.
+    from moe_kernels.integrations.experts import experts_forward, experts_layout
+    from moe_kernels.quantized import register_experts
+
+    interface.register(NAME, experts_forward)
+    register_experts(experts_layout)
 
 
 def register_when_imported() -> None:
