@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 TOKENS = {"equal": [6, 6, 6, 6], "different": [9, 1, 4, 2], "none": [7, 0, 5, 0], "nowhere": [0, 0, 0, 0]}
@@ -78,3 +82,15 @@ def test_checkpoints(ranks, size, tmp_path):
 @pytest.mark.parametrize("wrap", ["ignored", "each"])
 def test_fsdp2(ranks, wrap):
     ranks.run("fsdp", 4, wrap=wrap)
+
+
+@pytest.mark.slow
+def test_torchrun():
+    program = Path(__file__).with_name("torchrun_check.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert sorted(line for line in done.stdout.splitlines() if "is equal" in line) == [
+        "rank 0 is equal",
+        "rank 1 is equal",
+    ]
