@@ -181,7 +181,8 @@ def run(options: argparse.Namespace) -> None:
             f"{dist.get_backend()}; rows received by the busiest rank: {rank.most} (N={T * rank.K})"
         )
         print(
-            f"measured inputs, a rank: all-to-all {inputs['latency'] * 1e3:.3f} ms + {inputs['bandwidth'] / 1e9:.2f} GB/s, "
+            f"measured inputs, a rank: all-to-all {inputs['latency'] * 1e3:.3f} ms + "
+            f"{inputs['bandwidth'] / 1e9:.2f} GB/s, "
             f"grouped product {inputs['product'] / 1e12:.3f}, its backward {inputs['backward product'] / 1e12:.3f} "
             f"TFLOP/s, copy {inputs['copy'] / 1e9:.1f} GB/s"
         )

@@ -293,22 +293,31 @@ def wrong_groups(group: Any) -> None:
 
 
 def fsdp(group: Any, wrap: str) -> None:
-    """One step of training with FSDP2 around an expert-parallel layer equals that of one process on all tokens."""
-    from torch.distributed.device_mesh import DeviceMesh
+    """Training steps with FSDP2 around an expert-parallel layer equal those of one process on all tokens.
+
+    Wraps: the whole model without the experts; the other modules; or, on a grid of ranks, the whole model over all of
+    them and the experts over those that have the same ones.
+    """
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     tokens = [3, 5, 0, 4][: group.size()]
     torch.manual_seed(0)
     mesh = DeviceMesh.from_group(group, "cpu")
+    grid = init_device_mesh("cpu", (2, group.size() // 2), mesh_dim_names=("copies", "experts"))
+    owners = grid["experts"] if wrap == "grid" else mesh
 
     def model(**options: Any) -> torch.nn.Sequential:
         return torch.nn.Sequential(torch.nn.Linear(8, 8), MoELayer(8, 12, 6, 2, **options), torch.nn.Linear(8, 3))
 
-    full, split = model(), model(process_group=mesh)
+    full, split = model(), model(process_group=owners)
     split.load_state_dict(full.state_dict())
     experts = set(split[1].experts.parameters())
     if wrap == "ignored":
         fully_shard(split, mesh=mesh, ignored_params=experts)
+    elif wrap == "grid":
+        fully_shard(split[1].experts, mesh=grid["copies"])
+        fully_shard(split, mesh=mesh)
     else:
         for module in (split[0], split[1].gate, split[2]):
             fully_shard(module, mesh=mesh)

@@ -79,7 +79,7 @@ def test_checkpoints(ranks, size, tmp_path):
     ranks.run("checkpoints", size, folder=str(tmp_path))
 
 
-@pytest.mark.parametrize("wrap", ["ignored", "each"])
+@pytest.mark.parametrize("wrap", ["ignored", "each", "grid"])
 def test_fsdp2(ranks, wrap):
     ranks.run("fsdp", 4, wrap=wrap)
 
