@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_kernels import MoELayer
+from moe_kernels.losses import load_balance_loss
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.parallel import ExpertShards, average_expert_gradients_, expert_parallel, full_state_dict
 from moe_kernels.testing import ExpertInputs, assert_close, expert_inputs, naive_experts, relative_error
@@ -264,6 +265,8 @@ def statistics(group: Any, tokens: list[int]) -> None:
     _, want = full(x, return_router=True)
     _, got = split(x[parts(tokens, group.rank())], return_router=True)
     assert torch.equal(got.counts, want.counts)
+    gating = split.route(x[parts(tokens, group.rank())])[1]
+    assert_close(load_balance_loss(gating.counts, gating.mean_probability, group), want.load_balance_loss)
     assert_close(got.load_balance_loss, want.load_balance_loss)
     want.load_balance_loss.backward()
     got.load_balance_loss.backward()

@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
-
 
 class Ranks:
     """Processes of a gloo group (see worker.py).
@@ -27,19 +25,22 @@ class Ranks:
         timeout: the group's, in seconds.
     """
 
-    def __init__(self, size: int, timeout: float = 20.0) -> None:
+    def __init__(self, size: int, timeout: float = 60.0) -> None:
         self.size, self.timeout = size, timeout
         self.folder = tempfile.TemporaryDirectory()
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self) -> Ranks:
         worker, store = Path(__file__).with_name("worker.py"), Path(self.folder.name) / f"store{time.monotonic_ns()}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if sys.platform == "linux":
+            # Else gloo looks for an interface by the name of the host, which need not resolve.
+            environment["GLOO_SOCKET_IFNAME"] = "lo"
         for rank in range(self.size):
             command = [sys.executable, str(worker), str(rank), str(self.size), str(store), str(self.timeout)]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self.processes.append(subprocess.Popen(command, env=environment, **pipes))
-        for rank, answer in enumerate(self.answers(range(self.size), 120)):
+        for rank, answer in enumerate(self.answers(range(self.size), 300)):
             assert answer == "ready", f"rank {rank} did not start"
         return self
 
@@ -76,7 +77,7 @@ class Ranks:
         if not self.processes:
             self.start()
         self.ask(ranks, check, len(ranks), **arguments)
-        answers = self.answers(ranks, 4 * self.timeout)
+        answers = self.answers(ranks, 3 * self.timeout)
         problems = [
             f"rank {rank}: " + ("no answer" if not answer else json.loads(answer))
             for rank, answer in enumerate(answers)
@@ -90,6 +91,8 @@ class Ranks:
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
+    if not torch.distributed.is_available():
+        pytest.skip("torch without torch.distributed")
     pool = Ranks(4)
     yield pool
     pool.stop()

@@ -16,7 +16,7 @@ def test_a_rank_that_exits_is_an_error_on_the_others(ranks):
     begin = time.monotonic()
     ranks.ask(range(3), "dies", 3, how="exit")
     answers = ranks.answers(range(2), 3 * ranks.timeout)
-    # The rank that is gone breaks the pool; a test after this one starts another.
+    # The rank that is gone breaks the pool; a test after this one starts another. None does: files go by name.
     ranks.stop()
     assert answers == [FINE, FINE]
     assert time.monotonic() - begin < ranks.timeout
