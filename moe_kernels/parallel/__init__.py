@@ -6,7 +6,7 @@ I intermediate, M rows that this rank receives.
 
 from moe_kernels.parallel.checkpoint import full_state_dict
 from moe_kernels.parallel.dispatch import expert_parallel
-from moe_kernels.parallel.parameters import average_expert_gradients_
+from moe_kernels.parallel.parameters import average_expert_gradients_, expert_parameters
 from moe_kernels.parallel.shards import ExpertShards
 
-__all__ = ["ExpertShards", "average_expert_gradients_", "expert_parallel", "full_state_dict"]
+__all__ = ["ExpertShards", "average_expert_gradients_", "expert_parallel", "expert_parameters", "full_state_dict"]

@@ -8,6 +8,21 @@ from torch import Tensor, nn
 from moe_kernels.parallel.shards import ExpertShards
 
 
+def expert_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of expert-parallel experts by name: those that differ from rank to rank.
+
+    They are what FSDP2 is told to leave alone (`ignored_params`), and DistributedDataParallel.
+
+    Args:
+        module: a model; layers without a process group have none.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for prefix, experts in module.named_modules():
+        if isinstance(getattr(experts, "shards", None), ExpertShards):
+            found.update(experts.named_parameters(prefix))
+    return found
+
+
 def average_expert_gradients_(module: nn.Module) -> None:
     """Divide the gradients of expert-parallel experts by the size of their group, in place.
 
@@ -18,13 +33,12 @@ def average_expert_gradients_(module: nn.Module) -> None:
     Args:
         module: a model; layers without a process group are left alone.
     """
-    with torch.no_grad():
-        for experts in module.modules():
-            shards = getattr(experts, "shards", None)
-            if isinstance(shards, ExpertShards):
-                for parameter in experts.parameters():
-                    if parameter.grad is not None:
-                        parameter.grad.div_(shards.size)
+    for experts in module.modules():
+        shards = getattr(experts, "shards", None)
+        if isinstance(shards, ExpertShards):
+            for parameter in experts.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(shards.size)
 
 
 def draw(value: Tensor, bound: float, shards: ExpertShards) -> None:

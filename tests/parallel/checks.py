@@ -14,10 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_kernels import MoELayer
+from moe_kernels import MoELayer, quantize_experts
 from moe_kernels.losses import load_balance_loss
 from moe_kernels.ops.fused_experts import fused_experts
-from moe_kernels.parallel import ExpertShards, average_expert_gradients_, expert_parallel, full_state_dict
+from moe_kernels.parallel import (
+    ExpertShards,
+    average_expert_gradients_,
+    expert_parallel,
+    expert_parameters,
+    full_state_dict,
+)
 from moe_kernels.testing import ExpertInputs, assert_close, expert_inputs, naive_experts, relative_error
 
 
@@ -239,6 +245,23 @@ def checkpoints(group: Any, folder: str) -> None:
     assert meta.experts.down_proj.untyped_storage().nbytes() == split.experts.down_proj.nbytes
 
 
+def quantized(group: Any) -> None:
+    """Each rank quantizes its own experts; the whole is the quantized layer of one process."""
+    torch.manual_seed(0)
+    full = MoELayer(64, 64, 5, 2)
+    split = MoELayer(64, 64, 5, 2, process_group=group)
+    split.load_state_dict(full.state_dict())
+    for model in (full, split):
+        quantize_experts(model, "int8")
+    x = torch.randn(10, 64, requires_grad=True)
+    want, got = full(x), split(x)
+    assert_close(got, want)
+    grads = (torch.autograd.grad(out.square().sum(), x)[0] for out in (got, want))
+    assert_close(*grads)
+    with raises(ValueError, "full_state_dict: experts: expected", "QuantizedExperts"):
+        full_state_dict(split)
+
+
 def first_values(group: Any) -> None:
     """Ranks that are seeded alike draw one layer, whatever their number; a copy shares the group, a pickle has none."""
     torch.manual_seed(3)
@@ -298,11 +321,12 @@ def wrong_groups(group: Any) -> None:
 def fsdp(group: Any, wrap: str) -> None:
     """Training steps with FSDP2 around an expert-parallel layer equal those of one process on all tokens.
 
-    Wraps: the whole model without the experts; the other modules; or, on a grid of ranks, the whole model over all of
-    them and the experts over those that have the same ones.
+    Wraps: the whole model without the experts; the other modules; all in DistributedDataParallel instead; or, on a
+    grid of ranks, the whole model over all of them and the experts over those that have the same ones.
     """
     from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
 
     tokens = [3, 5, 0, 4][: group.size()]
     torch.manual_seed(0)
@@ -315,9 +339,14 @@ def fsdp(group: Any, wrap: str) -> None:
 
     full, split = model(), model(process_group=owners)
     split.load_state_dict(full.state_dict())
-    experts = set(split[1].experts.parameters())
+    experts = expert_parameters(split)
+    assert list(experts) == ["1.experts.gate_up_proj", "1.experts.down_proj"]
+    called: torch.nn.Module = split
     if wrap == "ignored":
-        fully_shard(split, mesh=mesh, ignored_params=experts)
+        fully_shard(split, mesh=mesh, ignored_params=set(experts.values()))
+    elif wrap == "ddp":
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(split, list(experts))
+        called = DistributedDataParallel(split, process_group=group)
     elif wrap == "grid":
         fully_shard(split[1].experts, mesh=grid["copies"])
         fully_shard(split, mesh=mesh)
@@ -330,7 +359,7 @@ def fsdp(group: Any, wrap: str) -> None:
     for _ in range(2):
         # The mean over the ranks of each one's sum, which is what FSDP2 makes of the gradients.
         ((full(x) - y).square().sum() / group.size()).backward()
-        (split(x[mine]) - y[mine]).square().sum().backward()
+        (called(x[mine]) - y[mine]).square().sum().backward()
         average_expert_gradients_(split)
         for optimizer in optimizers:
             optimizer.step()

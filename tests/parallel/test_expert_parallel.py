@@ -55,7 +55,14 @@ def test_same_bits_on_any_number_of_ranks(ranks):
 
 @pytest.mark.parametrize(
     "check",
-    ["who_needs_gradients", "no_grad_on_one_rank", "autocast_and_checkpointing", "first_values", "disagreement"],
+    [
+        "who_needs_gradients",
+        "no_grad_on_one_rank",
+        "autocast_and_checkpointing",
+        "first_values",
+        "disagreement",
+        "quantized",
+    ],
 )
 def test_ranks_together(ranks, check):
     ranks.run(check, 3)
@@ -79,8 +86,8 @@ def test_checkpoints(ranks, size, tmp_path):
     ranks.run("checkpoints", size, folder=str(tmp_path))
 
 
-@pytest.mark.parametrize("wrap", ["ignored", "each", "grid"])
-def test_fsdp2(ranks, wrap):
+@pytest.mark.parametrize("wrap", ["ignored", "each", "grid", "ddp"])
+def test_fsdp2_and_ddp(ranks, wrap):
     ranks.run("fsdp", 4, wrap=wrap)
 
 
