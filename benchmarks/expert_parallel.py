@@ -99,9 +99,9 @@ class Rank:
     def _arms(self) -> dict[str, Callable[[], object]]:
         E_rank = self.layer.expert_shards.num_local
         w = self.layer.experts.gate_up_proj.detach()
-        # The grouped product on as many rows as come here, spread evenly over the experts of this rank.
-        offsets = torch.linspace(0, self.M, E_rank + 1, device=self.device).to(torch.int32)
-        rows = torch.randn(self.M, self.H, dtype=self.dtype, device=self.device)
+        # The grouped product on as many rows as come to the busiest rank, spread evenly over the experts.
+        offsets = torch.linspace(0, self.most, E_rank + 1, device=self.device).to(torch.int32)
+        rows = torch.randn(self.most, self.H, dtype=self.dtype, device=self.device)
         leaf, weight = rows.clone().requires_grad_(), w.clone().requires_grad_()
         product = grouped_mm(leaf, weight, offsets)
         grad = torch.randn_like(product)
@@ -110,6 +110,10 @@ class Rank:
         tiny = torch.zeros(self.W * TINY, dtype=torch.int64, device=self.device)
         target, small, copy = torch.empty_like(whole), torch.empty_like(tiny), torch.empty_like(rows)
         result: list[Tensor] = []
+        # This rank's experts on rows that are here already: the part of the layer that the products' rates predict.
+        local = torch.arange(E_rank, dtype=torch.int32, device=self.device)
+        local = local.repeat_interleave(offsets.diff().long())[:, None]
+        ones = torch.ones(self.most, 1, device=self.device)
 
         def forward() -> None:
             with torch.no_grad():
@@ -121,12 +125,24 @@ class Rank:
             result[:] = [self.layer(self.x)]
             result[0].backward(result[0].detach())
 
+        def experts() -> None:
+            with torch.no_grad():
+                self.layer.experts(rows, local, ones)
+
+        def experts_training() -> None:
+            self.layer.zero_grad(set_to_none=True)
+            leaf.grad = None
+            result[:] = [self.layer.experts(leaf, local, ones)]
+            result[0].backward(result[0].detach())
+
         def backward_product() -> None:
             torch.autograd.grad(product, [leaf, weight], grad, retain_graph=True)
 
         return {
             "forward": forward,
             "training": training,
+            "forward experts": experts,
+            "training experts": experts_training,
             "tiny": lambda: dist.all_to_all_single(small, tiny),
             "exchange": lambda: dist.all_to_all_single(target, whole),
             "product": lambda: grouped_mm(rows, w, offsets),
@@ -143,9 +159,9 @@ def modelled(rank: Rank, times: dict[str, float]) -> tuple[dict[str, float], dic
     inputs = {
         "latency": latency,
         "bandwidth": part * rank.H * s / max(times["exchange"] - latency, 1e-9),
-        "product": 4 * rank.M * rank.H * rank.I / times["product"],
-        "backward product": 8 * rank.M * rank.H * rank.I / times["backward product"],
-        "copy": 2 * rank.M * rank.H * s / times["copy"],
+        "product": 4 * rank.most * rank.H * rank.I / times["product"],
+        "backward product": 8 * rank.most * rank.H * rank.I / times["backward product"],
+        "copy": 2 * rank.most * rank.H * s / times["copy"],
     }
     exchange = latency + rank.rows_away * rank.H * s / inputs["bandwidth"]
     work = 6 * rank.most * rank.H * rank.I
@@ -186,13 +202,23 @@ def run(options: argparse.Namespace) -> None:
             f"grouped product {inputs['product'] / 1e12:.3f}, its backward {inputs['backward product'] / 1e12:.3f} "
             f"TFLOP/s, copy {inputs['copy'] / 1e9:.1f} GB/s"
         )
-        print("| pass | measured ms | modelled ms | measured / modelled | counts | exchanges | experts | rows |")
-        print("|---|---:|---:|---:|---:|---:|---:|---:|")
+        columns = (
+            "pass",
+            "measured ms",
+            "modelled ms",
+            "measured / modelled",
+            "modelled counts",
+            "exchanges",
+            "experts",
+        )
+        print("| " + " | ".join((*columns, "rows", "measured experts alone")) + " |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
         for name in ("forward", "training"):
             parts = [f"{model[f'{name} {what}'] * 1e3:.2f}" for what in ("counts", "exchanges", "experts", "rows")]
             ratio = times[name] / model[name]
             head = f"| {name} | {times[name] * 1e3:.2f} | {model[name] * 1e3:.2f} | {ratio:.2f} | "
-            print(head + " | ".join(parts) + " |", flush=True)
+            alone = times[f"{name} experts"] * 1e3
+            print(head + " | ".join(parts) + f" | {alone:.2f} |", flush=True)
 
 
 def _spawned(rank: int, size: int, store: str, options: argparse.Namespace) -> None:
