@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moe_kernels.integrations.recognition import Recognized, recognize
+from moe_kernels.integrations.recognition import Recognized, has_gate, recognize
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.ops.grouped_mm import grouped_mm
 from moe_kernels.ops.route import route
@@ -52,7 +52,7 @@ def _in_steps(self: nn.Module, found: Recognized, x: Tensor, top_k_index: Tensor
     down_bias: Tensor | None = self.down_proj_bias if self.has_bias else None  # type: ignore[assignment]
     plan = route(top_k_index, gate_up.shape[0])
     rows = grouped_mm(x, gate_up, plan.offsets, row_token=plan.row_token, transposed=found.transposed, bias=up_bias)
-    rows = self._apply_gate(rows) if self.has_gate else self.act_fn(rows)  # type: ignore[operator]
+    rows = self._apply_gate(rows) if has_gate(self) else self.act_fn(rows)  # type: ignore[operator]
     rows = grouped_mm(rows.to(down.dtype), down, plan.offsets, transposed=found.transposed, bias=down_bias)
     if found.post_norm:
         rows = self.post_expert_norm(rows)  # type: ignore[operator]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from moe_kernels.integrations.recognition import recognize
 from moe_kernels.testing import TOLERANCE, relative_error
 
 BATCH, TOKENS, NEW_TOKENS = 2, 12, 8
+# Where rounding moves a token to another expert in any of the runs, they compute different functions: then another
+# input is drawn, at most so many.
+SEEDS = 8
 # transformers' other ways to compute the same: with eager, three draws of what rounding does.
 THEIRS = ("grouped_mm", "batched_mm")
 # Configurations whose model takes embeddings only: its tokens are another model's.
@@ -23,13 +27,14 @@ EMBEDDINGS_ONLY = ("Qwen3OmniMoeTalkerConfig", "Qwen3OmniMoeTalkerTextConfig")
 
 
 class Run(NamedTuple):
-    """What a model gives. `called` are the experts that were used, `silent` those of them that got no gradient."""
+    """What a model gives. `routing` has the indices that each expert module was called with; `silent` are those modules
+    that got no gradient."""
 
     output: Tensor | None
     loss: Tensor | None
     gradients: dict[str, Tensor]
     tokens: Tensor | None
-    called: frozenset[str]
+    routing: dict[str, Tensor]
     silent: frozenset[str] = frozenset()
 
 
@@ -61,9 +66,9 @@ def randomize(model: nn.Module) -> None:
             buffer.copy_(torch.rand(len(buffer), EXPERTS, generator=generator).argsort(1)[:, :TOP_K])
 
 
-def inputs_for(case: Case, model: PreTrainedModel) -> dict[str, Tensor]:
+def inputs_for(case: Case, model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
     """Draw arguments for a model's forward."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     wanted = inspect.signature(model.forward).parameters
     if "pixel_values" in wanted and "input_ids" not in wanted:
         patch = model.config.num_channels * model.config.patch_size**2
@@ -88,14 +93,15 @@ def inputs_for(case: Case, model: PreTrainedModel) -> dict[str, Tensor]:
 def run(model: PreTrainedModel, inputs: dict[str, Tensor], generates: bool) -> Run:
     """Forward, backward, and, where the model can, greedy generation."""
     model.eval()
-    called: set[str] = set()
+    calls: dict[str, list[Tensor]] = {}
     for name, module in model.named_modules():
         if is_experts_class(type(module)):
-            module.register_forward_hook(lambda *_, name=name: called.add(name))
+            module.register_forward_hook(lambda _, args, __, name=name: calls.setdefault(name, []).append(args[1]))
     inputs = {n: v.to(model.dtype) if v.is_floating_point() else v for n, v in inputs.items()}
     tokens = generate(model, inputs) if generates else None
     if not has_forward(model):
-        return Run(None, None, {}, tokens, frozenset(called))
+        return Run(None, None, {}, tokens, {n: torch.cat(i) for n, i in calls.items()})
+    calls.clear()
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     out = model(**inputs, **options)
     output = out.logits if "logits" in out else out[0]
@@ -103,8 +109,9 @@ def run(model: PreTrainedModel, inputs: dict[str, Tensor], generates: bool) -> R
     random = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output.dtype)
     (loss if loss is not None else (output * random).sum()).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    silent = frozenset(n for n in called if not model.get_submodule(n).down_proj.grad.any())
-    return Run(output.detach(), None if loss is None else loss.detach(), gradients, tokens, frozenset(called), silent)
+    routing = {n: torch.cat(i) for n, i in calls.items()}
+    silent = frozenset(n for n in routing if not model.get_submodule(n).down_proj.grad.any())
+    return Run(output.detach(), None if loss is None else loss.detach(), gradients, tokens, routing, silent)
 
 
 def has_forward(model: PreTrainedModel) -> bool:
@@ -139,12 +146,13 @@ def within(errors: tuple[float, float] | None, dtype: torch.dtype, count: int) -
     The table's numbers are for one op. A model is many of them in a row, and sums that cancel on top of that; how far
     rounding alone carries such a result is measured by the same model with transformers' three implementations. Theirs
     may be exceeded twice, and where there are only a few numbers, whose error is a draw and no mean, up to six times.
-    Theirs must be small itself, or the two would not be of one thing.
     """
-    if errors is None:
-        return True
-    theirs, ours = errors
-    return theirs <= 100 * TOLERANCE[dtype] and ours <= max(TOLERANCE[dtype], (2 + 4 * count**-0.5) * theirs)
+    return errors is None or errors[1] <= max(TOLERANCE[dtype], (2 + 4 * count**-0.5) * errors[0])
+
+
+def _says_something(errors: tuple[float, float] | None, dtype: torch.dtype) -> bool:
+    """Whether transformers' own error is small enough for ours to be compared with it."""
+    return errors is None or errors[0] <= 100 * TOLERANCE[dtype]
 
 
 def _reference(model: PreTrainedModel, eager: PreTrainedModel, inputs: dict[str, Tensor]) -> Run:
@@ -167,20 +175,36 @@ def compare(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> Res
     def load(implementation: str, dtype: torch.dtype = dtype) -> PreTrainedModel:
         return case.model.from_pretrained(folder, experts_implementation=implementation, dtype=dtype)
 
-    inputs = inputs_for(case, model)
-    generates = model.can_generate() and "input_ids" in inputs
-    mine = load("moe_kernels")
-    theirs = [run(load("eager"), inputs, generates)]
-    for name in THEIRS:
-        try:
-            theirs.append(run(load(name), inputs, False))
-        except ValueError as error:
-            # A tower without experts is asked as well, and refuses one of the names.
-            assert "does not support setting experts implementation" in str(error), error
-    ours = run(mine, inputs, generates)
-    exact = _reference(load("eager", torch.float64), load("eager"), inputs)
+    names = ["eager", *(name for name in THEIRS if _accepts(load, name))]
+    generates = model.can_generate() and "inputs_embeds" not in inputs_for(case, model, 1)
+    for seed in range(1, SEEDS + 1):
+        inputs = inputs_for(case, model, seed)
+        theirs = [run(load(name), inputs, generates and name == "eager") for name in names]
+        mine = load("moe_kernels")
+        ours = run(mine, inputs, generates)
+        exact = _reference(load("eager", torch.float64), load("eager"), inputs)
+        if all(_same_routing(ours, other) for other in (*theirs, exact)):
+            break
     result = judge(mine, theirs, ours, exact, dtype)
     return result._replace(problems=result.problems + _switched(load("eager"), inputs, ours))
+
+
+def _accepts(load: Callable[[str], PreTrainedModel], name: str) -> bool:
+    try:
+        load(name)
+    except ValueError as error:
+        # A tower without experts is asked as well, and refuses one of the names.
+        assert "does not support setting experts implementation" in str(error), error
+        return False
+    return True
+
+
+def _same_routing(one: Run, other: Run) -> bool:
+    if one.output is None or other.output is None:
+        return True
+    return one.routing.keys() == other.routing.keys() and all(
+        torch.equal(indices, other.routing[name]) for name, indices in one.routing.items()
+    )
 
 
 def _switched(model: PreTrainedModel, inputs: dict[str, Tensor], ours: Run) -> tuple[str, ...]:
@@ -197,27 +221,35 @@ def judge(model: PreTrainedModel, theirs: list[Run], ours: Run, exact: Run, dtyp
     """Say how far apart the runs are and what is wrong."""
     problems = []
     output = loss = gradient = None
-    worst = ""
+    worst, unsaid = "", []
     if exact.output is not None:
         output = _errors([t.output for t in theirs], ours.output, exact.output)
         loss = None if exact.loss is None else _errors([t.loss for t in theirs], ours.loss, exact.loss)
         if not within(output, dtype, exact.output.numel()) or not within(loss, dtype, 1):
             problems.append(f"output {output}, loss {loss}")
+        if not _says_something(output, dtype) or not _says_something(loss, dtype):
+            problems.append(f"transformers is not near itself in float64: output {output}, loss {loss}")
     if set(ours.gradients) != set(theirs[0].gradients):
         problems.append(f"gradients of other parameters: {sorted(set(ours.gradients) ^ set(theirs[0].gradients))[:3]}")
     # A gradient that is zero but for rounding has no relative error: below this norm it is measured against it.
     floor = 1e-5 * float(torch.stack([g.double().norm() for g in exact.gradients.values()] or [torch.zeros(())]).norm())
     for name, want in exact.gradients.items():
         errors = _errors([t.gradients[name] for t in theirs], ours.gradients[name], want, floor)
-        if not within(errors, dtype, want.numel()):
+        if not _says_something(errors, dtype):
+            unsaid.append(name)
+        elif not within(errors, dtype, want.numel()):
             problems.append(f"gradient of {name} {errors}")
         if gradient is None or errors[1] > gradient[1]:
             gradient, worst = errors, name
-    if ours.called != theirs[0].called or not ours.called:
-        problems.append(f"experts called: {sorted(ours.called)}, by transformers {sorted(theirs[0].called)}")
+    if len(unsaid) > 0.05 * len(exact.gradients):
+        problems.append(f"transformers is not near itself in float64: gradients of {unsaid}")
+    if not ours.routing or not _same_routing(ours, theirs[0]):
+        problems.append("experts were called otherwise than by transformers, with every input")
     if exact.silent:
         problems.append(f"no gradient, so that nothing was compared: {sorted(exact.silent)}")
-    same = None if ours.tokens is None else torch.equal(ours.tokens, theirs[0].tokens)
+    # In 16 bits the largest two logits may be one number.
+    comparable = ours.tokens is not None and dtype == torch.float32
+    same = torch.equal(ours.tokens, theirs[0].tokens) if comparable else None
     if same is False:
         problems.append("generated tokens differ")
     found = {recognize(m) for m in model.modules() if is_experts_class(type(m))}
