@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from moe_kernels.integrations.recognition import Recognized, has_gate, recognize
@@ -10,6 +11,9 @@ from moe_kernels.ops.grouped_mm import grouped_mm
 from moe_kernels.ops.route import route
 from moe_kernels.ops.unpermute import unpermute
 
+# A module's answer does not change, and torch.compile need not follow how it was found.
+torch.compiler.assume_constant_result(recognize)
+
 
 def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Compute an expert module of transformers 5 (`experts_implementation="moe_kernels"`).
@@ -17,7 +21,7 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     Args:
         hidden_states: (T, H).
         top_k_index: (T, K) int64; an index of num_experts or more is no expert of this rank (expert parallelism).
-        top_k_weights: (T, K).
+        top_k_weights: (T, K); or (T, E), as some models of transformers 5.0 have them.
 
     Returns:
         (T, H) in the dtype of hidden_states.
@@ -26,6 +30,9 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     gate_up = getattr(self, found.up)
     # As transformers' own grouped_mm does: under autocast, a norm may have left float32 behind.
     x = hidden_states.to(gate_up.dtype)
+    K, E = top_k_index.shape[1], gate_up.shape[0]
+    if top_k_weights.shape[1] == E != K:
+        top_k_weights = top_k_weights.gather(1, top_k_index.long().clamp(max=E - 1))
     if found.activation is not None and not found.post_norm:
         out = fused_experts(
             x,

@@ -103,7 +103,6 @@ def _ask(module: nn.Module) -> tuple[str | None, bool, str]:
     return None, False, f"{type(module).__name__}.{what} is none of the kernels' activations"
 
 
-@torch.compiler.assume_constant_result
 def recognize(module: nn.Module) -> Recognized:
     """Find out, once for each module, how it is computed.
 

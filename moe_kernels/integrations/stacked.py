@@ -27,6 +27,49 @@ TOKENS = 8
 Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+class StackedExperts(Experts):
+    """Experts with stacked weights, whose state_dict has the names and shapes of the MLPs that they were.
+
+    So what `save_pretrained` writes is a checkpoint like the one that was loaded.
+    """
+
+    def __init__(self, experts: nn.ModuleList, names: tuple[str, str, str], activation: str) -> None:
+        weights = [[getattr(expert, name).weight for expert in experts] for name in names]
+        first = weights[0][0]
+        super().__init__(
+            first.shape[1],
+            first.shape[0],
+            len(experts),
+            activation=activation,
+            gated=True,
+            bias=False,
+            batch_invariant=None,
+            backend=None,
+            device="meta",
+            dtype=first.dtype,
+        )
+        self.names = names
+        gate_up = torch.stack([torch.cat(pair) for pair in zip(*weights[:2], strict=True)])
+        self.gate_up_proj = nn.Parameter(gate_up, first.requires_grad)
+        self.down_proj = nn.Parameter(torch.stack(weights[2]), first.requires_grad)
+        self.train(experts.training)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        gate_up, down = (p if keep_vars else p.detach() for p in (self.gate_up_proj, self.down_proj))
+        for e in range(len(down)):
+            parts = (*gate_up[e].chunk(2), down[e])
+            for name, part in zip(self.names, parts, strict=True):
+                destination[f"{prefix}{e}.{name}.weight"] = part
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any, **options: Any) -> None:
+        keys = [[f"{prefix}{e}.{name}.weight" for name in self.names] for e in range(len(self.down_proj))]
+        if all(key in state_dict for expert in keys for key in expert):
+            parts = [[state_dict.pop(key) for key in expert] for expert in keys]
+            state_dict[f"{prefix}gate_up_proj"] = torch.stack([torch.cat(expert[:2]) for expert in parts])
+            state_dict[f"{prefix}down_proj"] = torch.stack([expert[2] for expert in parts])
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
+
+
 class Block(NamedTuple):
     """What was found out about a block: the names of its experts' projections, their activation, and its rule."""
 
@@ -182,26 +225,6 @@ def find_blocks(model: nn.Module) -> list[Block]:
 def stack(blocks: list[Block]) -> None:
     """Replace each block's experts by one module, one block at a time: more memory than one block's is not needed."""
     for block in blocks:
-        old: Any = block.module.experts
-        weights = [[getattr(expert, name).weight for expert in old] for name in block.names]
-        E, (I, H) = len(old), weights[0][0].shape
-        new = Experts(
-            H,
-            I,
-            E,
-            activation=block.activation,
-            gated=True,
-            bias=False,
-            batch_invariant=None,
-            backend=None,
-            device="meta",
-            dtype=weights[0][0].dtype,
-        )
-        trained = weights[0][0].requires_grad
-        gate_up = torch.stack([torch.cat(pair) for pair in zip(*weights[:2], strict=True)])
-        new.gate_up_proj = nn.Parameter(gate_up, trained)
-        new.down_proj = nn.Parameter(torch.stack(weights[2]), trained)
-        new.train(block.module.training)
-        block.module.experts = new
+        block.module.experts = StackedExperts(block.module.experts, block.names, block.activation)  # type: ignore[arg-type]
         method, function = RULES[block.rule]
         setattr(block.module, method, MethodType(function, block.module))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from moe_kernels.integrations.experts import experts_forward
 from moe_kernels.integrations.when_imported import when_imported
 
 NAME = "moe_kernels"
@@ -14,6 +13,9 @@ def _register(module: ModuleType) -> None:
     interface = getattr(module, "ExpertsInterface", None)
     # transformers 4 has no interface.
     if interface is not None:
+        # Imports torch's compiler, which takes a second.
+        from moe_kernels.integrations.experts import experts_forward
+
         interface.register(NAME, experts_forward)
 
 
