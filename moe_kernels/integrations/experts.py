@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from moe_kernels.integrations.recognition import is_experts, recognize
+from moe_kernels.integrations.recognition import has_gate, is_experts, recognize
 from moe_kernels.integrations.steps import Parts, experts_in_steps
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.quantized import ExpertsLayout
@@ -19,9 +20,13 @@ def parts_of(module: nn.Module) -> Parts:
         gate_up_bias=getattr(module, f"{found.up}_bias") if module.has_bias else None,
         down_bias=module.down_proj_bias if module.has_bias else None,  # type: ignore[arg-type]
         transposed=found.transposed,
-        between=module._apply_gate if module.has_gate else module.act_fn,  # type: ignore[arg-type]
+        between=module._apply_gate if has_gate(module) else module.act_fn,  # type: ignore[arg-type]
         after=module.post_expert_norm if found.post_norm else None,  # type: ignore[arg-type]
     )
+
+
+# A module's answer does not change, and torch.compile need not follow how it was found.
+torch.compiler.assume_constant_result(recognize)
 
 
 def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -30,7 +35,7 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     Args:
         hidden_states: (T, H).
         top_k_index: (T, K) int64; an index of num_experts or more is no expert of this rank (expert parallelism).
-        top_k_weights: (T, K).
+        top_k_weights: (T, K); or (T, E), as some models of transformers 5.0 have them.
 
     Returns:
         (T, H) in the dtype of hidden_states.
@@ -38,6 +43,9 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     found, parts = recognize(self), parts_of(self)
     # As transformers' own grouped_mm does: under autocast, a norm may have left float32 behind.
     x = hidden_states.to(parts.down.dtype)
+    K, E = top_k_index.shape[1], parts.down.shape[0]
+    if top_k_weights.shape[1] == E != K:
+        top_k_weights = top_k_weights.gather(1, top_k_index.long().clamp(max=E - 1))
     if found.activation is None or found.post_norm:
         return experts_in_steps(parts, x, top_k_index, top_k_weights).to(hidden_states.dtype)
     out = fused_experts(
