@@ -166,6 +166,8 @@ def _check(path: str, experts: nn.ModuleList) -> tuple[tuple[str, str, str], str
             )
             if not same or linear.weight.is_meta:
                 raise ValueError(f"patch: {path}.experts.{e}.{name}: expected a weight like that of the first expert")
+    if wanted[0].dtype not in CLOSE:
+        raise ValueError(f"patch: {path}.experts: {wanted[0].dtype} is not known")
     act_fn = getattr(first, "act_fn", None)
     activation = None if act_fn is None else plain_activation(act_fn)
     x = _tokens(wanted[0])
@@ -182,8 +184,8 @@ def _tokens(like: Tensor) -> Tensor:
     return torch.randn(TOKENS, like.shape[1], generator=generator, device="cpu").to(like.device, like.dtype)
 
 
-def _rule(path: str, block: Any, experts: nn.ModuleList, x_TH: Tensor) -> str:
-    """Name the rule by which the block computes, having tried it."""
+def _rule(block: Any, experts: nn.ModuleList, x_TH: Tensor) -> str | None:
+    """Name the rule by which the block computes, having tried it; None if it is none of them."""
     if hasattr(block, "moe"):
         indices = torch.arange(TOKENS * 2, device=x_TH.device).reshape(TOKENS, 2) % len(experts)
         weights = torch.rand(TOKENS, 2, device=x_TH.device, generator=torch.Generator(x_TH.device).manual_seed(0))
@@ -197,7 +199,7 @@ def _rule(path: str, block: Any, experts: nn.ModuleList, x_TH: Tensor) -> str:
                 got = _softmax_block(block, x_TH[None], _loop(experts), renormalize)
                 if got[1].shape == want[1].shape and _close(got[0], want[0]) and _close(got[1], want[1]):
                     return name
-    raise ValueError(f"patch: {path}: what {type(block).__name__} does with its experts is not known")
+    return None
 
 
 @torch.no_grad()
@@ -210,13 +212,20 @@ def find_blocks(model: nn.Module) -> list[Block]:
     blocks = []
     for path, module, experts in _candidates(model):
         names, activation = _check(path, experts)
+        if "forward" in module.__dict__:
+            raise ValueError(f"patch: {path}: its forward has been replaced by something else already")
         training = module.training
         # Noise belongs to training.
         module.eval()
         try:
-            rule = _rule(path, module, experts, _tokens(getattr(experts[0], names[0]).weight))
+            rule = _rule(module, experts, _tokens(getattr(experts[0], names[0]).weight))
+        # It was called in a way that is not its own.
+        except (TypeError, RuntimeError, AttributeError, IndexError):
+            rule = None
         finally:
             module.train(training)
+        if rule is None:
+            raise ValueError(f"patch: {path}: what {type(module).__name__} does with its experts is not known")
         blocks.append(Block(module, names, activation, rule))
     return blocks
 

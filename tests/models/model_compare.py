@@ -20,6 +20,8 @@ BATCH, TOKENS, NEW_TOKENS = 2, 12, 8
 # Where rounding moves a token to another expert in any of the runs, they compute different functions: then another
 # input is drawn, at most so many.
 SEEDS = 8
+# Parameters with fewer numbers are judged together: one number's error is a draw, and says little of the next.
+FEW = 16
 # transformers' other ways to compute the same: with eager, three draws of what rounding does.
 THEIRS = ("grouped_mm", "batched_mm")
 # Configurations whose model takes embeddings only: its tokens are another model's.
@@ -221,7 +223,7 @@ def judge(model: PreTrainedModel, theirs: list[Run], ours: Run, exact: Run, dtyp
     """Say how far apart the runs are and what is wrong."""
     problems = []
     output = loss = gradient = None
-    worst, unsaid = "", []
+    worst, unsaid, few = "", [], []
     if exact.output is not None:
         output = _errors([t.output for t in theirs], ours.output, exact.output)
         loss = None if exact.loss is None else _errors([t.loss for t in theirs], ours.loss, exact.loss)
@@ -237,10 +239,16 @@ def judge(model: PreTrainedModel, theirs: list[Run], ours: Run, exact: Run, dtyp
         errors = _errors([t.gradients[name] for t in theirs], ours.gradients[name], want, floor)
         if not _says_something(errors, dtype):
             unsaid.append(name)
+        elif want.numel() < FEW:
+            few.append((errors, want.numel()))
         elif not within(errors, dtype, want.numel()):
             problems.append(f"gradient of {name} {errors}")
         if gradient is None or errors[1] > gradient[1]:
             gradient, worst = errors, name
+    if few:
+        pooled = tuple(sum(e[i] ** 2 for e, _ in few) ** 0.5 / len(few) ** 0.5 for i in range(2))
+        if not within(pooled, dtype, sum(count for _, count in few)):
+            problems.append(f"gradients of parameters with few numbers {pooled}")
     if len(unsaid) > 0.05 * len(exact.gradients):
         problems.append(f"transformers is not near itself in float64: gradients of {unsaid}")
     if not ours.routing or not _same_routing(ours, theirs[0]):

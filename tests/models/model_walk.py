@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -74,11 +74,40 @@ def _is_whole(model: type[PreTrainedModel]) -> bool:
     return inspect.isclass(model.config_class) and len(needed) == 1 and not model.__name__.endswith("PreTrainedModel")
 
 
+def _default(config: type[PreTrainedConfig]) -> PreTrainedConfig:
+    try:
+        return config()
+    # Its parts have to be said.
+    except Exception:
+        return PreTrainedConfig()
+
+
+def _wrappers(configs: set[type[PreTrainedConfig]]) -> Iterator[ModuleType]:
+    """Import the modeling files of configurations that have one of these inside by default, as a type and no class."""
+    names = tuple(f'"{config.model_type}"' for config in configs if config.model_type)
+    own = {config.__module__ for config in configs}
+    for path in sorted((Path(transformers.__file__).parent / "models").glob("*/configuration_*.py")):
+        module = f"transformers.models.{path.parent.name}.{path.stem}"
+        modeling = path.with_name(path.name.replace("configuration", "modeling"))
+        if module in own or not modeling.exists() or not any(name in path.read_text() for name in names):
+            continue
+        for config in _own_classes(importlib.import_module(module), PreTrainedConfig):
+            if any(type(value) in configs for value in vars(_default(config)).values()):
+                yield importlib.import_module(module.replace("configuration_", "modeling_"))
+                break
+
+
 @cache
 def cases() -> tuple[Case, ...]:
     """Return one case for each configuration class with experts, by name."""
+    chosen = _choose(_modules())
+    chosen |= _choose(_wrappers(set(chosen)))
+    return tuple(sorted(chosen.values(), key=lambda case: case.config.__name__.lower()))
+
+
+def _choose(modules: Iterable[ModuleType]) -> dict[type[PreTrainedConfig], Case]:
     chosen: dict[type[PreTrainedConfig], Case] = {}
-    for module in _modules():
+    for module in modules:
         for model in sorted(_own_classes(module, PreTrainedModel), key=_rank):
             if not _is_whole(model) or model.config_class in chosen:
                 continue
@@ -86,4 +115,4 @@ def cases() -> tuple[Case, ...]:
             if experts:
                 in_order = tuple(sorted(experts, key=lambda c: c.__name__))
                 chosen[model.config_class] = Case(model.config_class, model, in_order)
-    return tuple(sorted(chosen.values(), key=lambda case: case.config.__name__.lower()))
+    return chosen

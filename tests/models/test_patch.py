@@ -154,6 +154,22 @@ def test_a_block_that_is_not_known_leaves_the_model_as_it_was(options, reason):
     assert [id(m) for m in model.modules()] == modules and "forward" not in model[0].__dict__
 
 
+def test_a_block_with_a_forward_of_somebody_else_is_left_alone():
+    model = nn.Sequential(Block())
+    model[0].forward = model[0].forward
+    with pytest.raises(ValueError, match="patch: 0: its forward has been replaced"):
+        moe_kernels.patch(model)
+
+
+def test_a_block_that_is_called_otherwise():
+    class Other(Block):
+        def forward(self, hidden_states, mask):
+            return super().forward(hidden_states)
+
+    with pytest.raises(ValueError, match="what Other does with its experts is not known"):
+        moe_kernels.patch(nn.Sequential(Other()))
+
+
 def test_a_model_without_experts():
     with pytest.raises(ValueError, match="patch: Linear has no experts of a known kind"):
         moe_kernels.patch(nn.Linear(2, 2))

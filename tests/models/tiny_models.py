@@ -146,7 +146,11 @@ def tiny_values(default: PreTrainedConfig) -> dict[str, Any]:
         if name in special:
             continue
         if isinstance(value, PreTrainedConfig):
-            out[name] = tiny_config(type(value))
+            # What its owner gives it and is no size, it keeps.
+            plain = type(value)()
+            given = {f.name: _value(value, f.name) for f in dataclasses.fields(value)}
+            given = {n: v for n, v in given.items() if isinstance(v, (bool, int)) and _value(plain, n) is None}
+            out[name] = type(value)(**{**given, **tiny_values(value)})
         elif name in lists:
             out[name] = lists[name]
         elif re.fullmatch(r".*(token_id|token_index)|codec_\w*_id", name) and isinstance(value, int):
