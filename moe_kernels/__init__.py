@@ -1,6 +1,8 @@
 """Fast Mixture-of-Experts operations for PyTorch, and a drop-in `MoELayer`."""
 
+from moe_kernels import integrations
 from moe_kernels.gradients import gradients_in_place
+from moe_kernels.integrations import explain, patch
 from moe_kernels.layer import MoELayer, RouterOutput
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.ops.grouped_lora import grouped_lora, grouped_lora_
@@ -14,6 +16,8 @@ from moe_kernels.registry import BackendUnavailable, available_backends
 
 __version__ = "0.1.0"
 
+integrations.register_when_imported()
+
 __all__ = [
     "BackendUnavailable",
     "MoELayer",
@@ -21,11 +25,13 @@ __all__ = [
     "RoutingPlan",
     "TopKGating",
     "available_backends",
+    "explain",
     "fused_experts",
     "gradients_in_place",
     "grouped_lora",
     "grouped_lora_",
     "grouped_mm",
+    "patch",
     "permute",
     "quantize_experts",
     "route",

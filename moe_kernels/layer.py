@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_kernels.capacity import DROP_POLICIES, drop_over_capacity, expert_choice
-from moe_kernels.losses import load_balance_loss
+from moe_kernels.losses import load_balance_loss, reduce_statistics
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.ops.grouped_mm import grouped_mm
 from moe_kernels.ops.topk_gating import TopKGating, topk_gating
+from moe_kernels.parallel.checkpoint import own_part, remember_range
+from moe_kernels.parallel.dispatch import expert_parallel
+from moe_kernels.parallel.parameters import draw
+from moe_kernels.parallel.shards import ExpertShards, Group
 from moe_kernels.validation import GATED_ACTIVATIONS, PLAIN_ACTIVATIONS, SCORES, check_choice, check_range, fail
 
 ROUTINGS = ("token_choice", "expert_choice")
@@ -63,7 +67,11 @@ class Router(nn.Module):
 
 class Experts(nn.Module):
     """The experts' weights, in the layout of transformers 5: gate_up_proj (E, 2I, H), or up_proj (E, I, H), and
-    down_proj (E, H, I)."""
+    down_proj (E, H, I).
+
+    With `shards` they are this rank's experts alone, numbered from 0; `load_state_dict` takes a checkpoint of them, or
+    its part of one of all experts.
+    """
 
     def __init__(
         self,
@@ -78,11 +86,14 @@ class Experts(nn.Module):
         backend: str | None,
         device: Any,
         dtype: Any,
+        shards: ExpertShards | None = None,
     ) -> None:
         super().__init__()
+        self.shards = shards
         self.activation, self.gated, self.backend = activation, gated, backend
         self.batch_invariant = batch_invariant
-        E, H, I = num_experts, hidden_size, intermediate_size
+        self.num_experts = num_experts if shards is None else shards.num_local
+        E, H, I = self.num_experts, hidden_size, intermediate_size
         rows = 2 * I if gated else I
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -96,19 +107,41 @@ class Experts(nn.Module):
         else:
             self.register_parameter(f"{self._up_name}_bias", None)
             self.register_parameter("down_proj_bias", None)
+        self._register_state_dict_hook(remember_range)
 
     @property
     def _up_name(self) -> str:
         return "gate_up_proj" if self.gated else "up_proj"
 
     def reset_parameters(self) -> None:
-        """Draw each expert's matrices as nn.Linear would: uniform within ±1/√fan_in; biases zero."""
+        """Draw each expert's matrices as nn.Linear would: uniform within ±1/√fan_in; biases zero.
+
+        With `shards`, ranks that were seeded alike draw the experts of one layer, however many ranks there are.
+        """
         for name, value in self.named_parameters():
             if name.endswith("_bias"):
                 nn.init.zeros_(value)
             else:
                 bound = 1 / math.sqrt(value.shape[2])
-                nn.init.uniform_(value, -bound, bound)
+                if self.shards is None:
+                    nn.init.uniform_(value, -bound, bound)
+                else:
+                    draw(value, bound, self.shards)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        for name, _ in self.named_parameters(recurse=False):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor):
+                try:
+                    part = own_part(prefix + name, value, self.shards, self.num_experts, local_metadata)
+                except ValueError as error:
+                    # The last argument collects what load_state_dict will raise together.
+                    rest[-1].append(str(error))
+                else:
+                    # Assigned instead of copied, a part would keep the whole stack alive.
+                    assigned = local_metadata.get("assign_to_params_buffers", False) and part is not value
+                    state_dict[prefix + name] = part.clone() if assigned else part
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Return (T, H) for x (T, H), indices (T, K) and weights (T, K)."""
@@ -148,6 +181,12 @@ class MoELayer(nn.Module):
         routing: "token_choice", or "expert_choice", whose capacity factor is 1 unless given.
         batch_invariant: see `fused_experts`; it is then asked of the gate's product too.
         backend: a backend's name that must serve every op.
+        process_group: a torch.distributed group (or a DeviceMesh of one dimension) over whose ranks the experts are
+            spread; `experts` then holds this rank's alone. The forward is a collective, see
+            `parallel.expert_parallel`; capacity and expert choice act on each rank's own tokens. Gate and shared
+            experts are on every rank: keeping them equal is the data-parallel wrapper's task (see docs/scaling.md).
+        statistics_group: a group over which counts and the load-balance loss of `return_router=True` are taken, for
+            data parallelism.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -176,6 +215,8 @@ class MoELayer(nn.Module):
         routing: str = "token_choice",
         batch_invariant: bool | None = None,
         backend: str | None = None,
+        process_group: Any = None,
+        statistics_group: Any = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -209,7 +250,11 @@ class MoELayer(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self.experts: nn.Module = Experts(hidden_size, intermediate_size, num_experts, **common)
+        self.expert_shards = None if process_group is None else ExpertShards(process_group, num_experts)
+        self.statistics = None if statistics_group is None else Group(statistics_group, "statistics_group")
+        self.experts: nn.Module = Experts(
+            hidden_size, intermediate_size, num_experts, shards=self.expert_shards, **common
+        )
         self.shared_experts: nn.Module | None = None
         self.shared_expert_gate: nn.Linear | None = None
         if shared_intermediate_size:
@@ -275,20 +320,36 @@ class MoELayer(nn.Module):
                 indices = drop_over_capacity(
                     indices, weights, self.num_experts, self.capacity_factor, self.drop_policy, self.backend
                 )
-            out = self.experts(x_TH, indices, weights)
+            out = self._routed(x_TH, indices, weights)
         if self.shared_experts is not None:
             out = out + self._shared(x_TH)
         out = out.view(x.shape)
         if not return_router:
             return out
-        balance = load_balance_loss(gating.counts, gating.mean_probability)
-        return out, RouterOutput(logits, indices, weights, gating.counts, balance, gating.z, gating.entropy)
+        counts, probability = gating.counts, gating.mean_probability
+        if self.statistics is not None:
+            counts, probability = reduce_statistics(counts, probability, self.statistics.group)
+        balance = load_balance_loss(counts, probability)
+        return out, RouterOutput(logits, indices, weights, counts, balance, gating.z, gating.entropy)
+
+    def _routed(self, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        if self.expert_shards is None:
+            return self.experts(x_TH, indices_TK, weights_TK)
+        return expert_parallel(
+            x_TH,
+            indices_TK,
+            weights_TK,
+            self.experts,
+            self.expert_shards,
+            parameters=tuple(self.experts.parameters()),
+            backend=self.backend,
+        )
 
     def _expert_choice(self, x_TH: Tensor, tokens_EC: Tensor, weights_EC: Tensor) -> Tensor:
         E, C = tokens_EC.shape
         rows = x_TH[tokens_EC.reshape(-1)]
         owner = torch.arange(E, device=x_TH.device, dtype=torch.int32).repeat_interleave(C)[:, None]
-        out = self.experts(rows, owner, weights_EC.reshape(-1, 1))
+        out = self._routed(rows, owner, weights_EC.reshape(-1, 1))
         summed = torch.zeros_like(x_TH, dtype=weights_EC.dtype)
         return summed.index_add(0, tokens_EC.reshape(-1), out.to(weights_EC.dtype)).to(x_TH.dtype)
 
@@ -303,4 +364,5 @@ class MoELayer(nn.Module):
         return self.shared_experts(x_TH, everyone, weights)
 
     def extra_repr(self) -> str:
-        return f"hidden_size={self.hidden_size}, num_experts={self.num_experts}, top_k={self.top_k}"
+        sizes = f"hidden_size={self.hidden_size}, num_experts={self.num_experts}, top_k={self.top_k}"
+        return sizes if self.expert_shards is None else f"{sizes}, {self.expert_shards}"

@@ -16,24 +16,40 @@ def load_balance_loss(counts: Tensor, mean_probability: Tensor, group: Any = Non
     Args:
         counts: (E) float32, slots routed to each expert.
         mean_probability: (E) float32, mean of the full softmax.
-        group: a torch.distributed process group over which counts and probabilities are averaged first, so that the
-            loss is that of the whole batch of a data-parallel step. The gradient stays local.
+        group: a torch.distributed process group over whose tokens both are taken first (see `reduce_statistics`).
 
     Returns:
         () float32.
     """
     if group is not None:
-        import torch.distributed as dist
-
-        size = dist.get_world_size(group)
-        counts = counts.clone()
-        dist.all_reduce(counts, group=group)
-        average = mean_probability.detach() / size
-        dist.all_reduce(average, group=group)
-        # The value is the global mean; the gradient flows through this rank's part.
-        mean_probability = mean_probability + (average - mean_probability.detach())
+        counts, mean_probability = reduce_statistics(counts, mean_probability, group)
     share = counts / counts.sum().clamp(min=1)
     return counts.numel() * (share * mean_probability).sum()
+
+
+def reduce_statistics(counts: Tensor, mean_probability: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    """Return the router's statistics over the tokens of all ranks of a data-parallel group.
+
+    It is a collective. A rank's probabilities count by its share of the tokens, which may be none. The gradient flows
+    through this rank's part, at the scale that is right once gradients have been averaged over the group.
+
+    Args:
+        counts: (E) float32, slots routed to each expert.
+        mean_probability: (E) float32, mean of the full softmax.
+        group: a torch.distributed process group.
+
+    Returns:
+        (E) and (E): the sum of the counts, and the mean over all tokens.
+    """
+    import torch.distributed as dist
+
+    mine = counts.sum()
+    packed = torch.cat((counts, mean_probability.detach() * mine))
+    dist.all_reduce(packed, group=group)
+    total, weighted = packed.chunk(2)
+    slots = total.sum().clamp(min=1)
+    part = mean_probability * (mine / slots * dist.get_world_size(group))
+    return total, weighted / slots + (part - part.detach())
 
 
 def balance_bias_(bias: Tensor, counts: Tensor, rate: float = 1e-3) -> Tensor:

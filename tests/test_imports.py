@@ -21,7 +21,7 @@ LAYERS = (
     ("moe_kernels.integrations",),
     ("moe_kernels.quantized",),
     ("moe_kernels.layer", "moe_kernels.testing"),
-    ("moe_kernels.capacity", "moe_kernels.losses"),
+    ("moe_kernels.capacity", "moe_kernels.losses", "moe_kernels.parallel"),
     ("moe_kernels.ops",),
     ("moe_kernels.registry", "moe_kernels.validation", "moe_kernels.gradients"),
     ("moe_kernels.preferences",),

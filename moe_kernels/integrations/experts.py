@@ -1,0 +1,81 @@
+"""The forward of transformers' expert modules on the ops of this package."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moe_kernels.integrations.recognition import has_gate, is_experts, recognize
+from moe_kernels.integrations.steps import Parts, experts_in_steps
+from moe_kernels.ops.fused_experts import fused_experts
+from moe_kernels.quantized import ExpertsLayout
+
+
+def parts_of(module: nn.Module) -> Parts:
+    """Name what an expert module of transformers 5 is made of."""
+    found = recognize(module)
+    return Parts(
+        gate_up=getattr(module, found.up),
+        down=module.down_proj,  # type: ignore[arg-type]
+        gate_up_bias=getattr(module, f"{found.up}_bias") if module.has_bias else None,
+        down_bias=module.down_proj_bias if module.has_bias else None,  # type: ignore[arg-type]
+        transposed=found.transposed,
+        between=module._apply_gate if has_gate(module) else module.act_fn,  # type: ignore[arg-type]
+        after=module.post_expert_norm if found.post_norm else None,  # type: ignore[arg-type]
+    )
+
+
+# A module's answer does not change, and torch.compile need not follow how it was found.
+torch.compiler.assume_constant_result(recognize)
+
+
+def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Compute an expert module of transformers 5 (`experts_implementation="moe_kernels"`).
+
+    Args:
+        hidden_states: (T, H).
+        top_k_index: (T, K) int64; an index of num_experts or more is no expert of this rank (expert parallelism).
+        top_k_weights: (T, K); or (T, E), as some models of transformers 5.0 have them.
+
+    Returns:
+        (T, H) in the dtype of hidden_states.
+    """
+    found, parts = recognize(self), parts_of(self)
+    # As transformers' own grouped_mm does: under autocast, a norm may have left float32 behind.
+    x = hidden_states.to(parts.down.dtype)
+    K, E = top_k_index.shape[1], parts.down.shape[0]
+    if top_k_weights.shape[1] == E != K:
+        top_k_weights = top_k_weights.gather(1, top_k_index.long().clamp(max=E - 1))
+    if found.activation is None or found.post_norm:
+        return experts_in_steps(parts, x, top_k_index, top_k_weights).to(hidden_states.dtype)
+    out = fused_experts(
+        x,
+        top_k_index,
+        top_k_weights,
+        parts.gate_up,
+        parts.down,
+        activation=found.activation,
+        interleaved=found.interleaved,
+        transposed=found.transposed,
+        gate_up_bias=parts.gate_up_bias,
+        down_bias=parts.down_bias,
+    )
+    return out.to(hidden_states.dtype)
+
+
+def experts_layout(module: nn.Module) -> ExpertsLayout | None:
+    """Say where an expert module keeps its weights, for `quantize_experts`; None for one that has to run in steps."""
+    if not is_experts(module):
+        return None
+    found = recognize(module)
+    if found.activation is None or found.post_norm:
+        return None
+    return ExpertsLayout(
+        gate_up=found.up,
+        down="down_proj",
+        gate_up_bias=f"{found.up}_bias" if module.has_bias else None,
+        down_bias="down_proj_bias" if module.has_bias else None,
+        activation=found.activation,
+        interleaved=found.interleaved,
+        transposed=found.transposed,
+    )

@@ -1,0 +1,100 @@
+"""`explain`: what computes the experts of a model, and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from moe_kernels.integrations.recognition import is_experts, recognize
+from moe_kernels.integrations.transformers import NAME
+from moe_kernels.layer import Experts
+from moe_kernels.quantized.experts import QuantizedExperts
+from moe_kernels.registry import BackendUnavailable, choose
+
+
+class Explanation(NamedTuple):
+    """One expert module.
+
+    Attributes:
+        path: its name in the model.
+        module: its class's name.
+        implementation: what transformers' configuration names, or None where transformers has no say.
+        computed: what this package computes it with, once it does.
+        reason: why it is not one fused op; empty where it is.
+        backend: which backend serves it, or why none does.
+    """
+
+    path: str
+    module: str
+    implementation: str | None
+    computed: str
+    reason: str
+    backend: str
+
+    def __str__(self) -> str:
+        text = f"{self.path} ({self.module}): {self.computed}, backend {self.backend}"
+        if self.reason:
+            text += f"; {self.reason}"
+        if self.implementation not in (None, NAME):
+            text += f"; NOT USED: experts_implementation is {self.implementation!r}, moe_kernels.patch(model) sets it"
+        return text
+
+
+def _backend(op: str, forced: str | None, *weights: object) -> str:
+    tensors = [w for w in weights if isinstance(w, Tensor)]
+    if len(tensors) < len(weights):
+        return f"none: its weights are {type(weights[0]).__name__}"
+    if tensors[0].is_meta:
+        return "not known yet: the weights are on the meta device"
+    try:
+        return choose(op, forced, *tensors)
+    except BackendUnavailable as error:
+        return f"none: {error}"
+
+
+def _of_transformers(path: str, module: nn.Module) -> Explanation:
+    found = recognize(module)
+    up, down = getattr(module, found.up), module.down_proj
+    layout = [word for word, said in (("transposed", found.transposed), ("interleaved", found.interleaved)) if said]
+    layout += ["biases"] if module.has_bias else []
+    how = f" ({', '.join(layout)})" if layout else ""
+    if found.activation is not None and not found.post_norm:
+        op, computed = "fused_experts", f"fused_experts, {found.activation}{how}"
+    else:
+        op, computed = "grouped_mm", f"two grouped_mm{how} with the model's own function"
+    name: str | None = module.config._experts_implementation  # type: ignore[union-attr, assignment]
+    return Explanation(path, type(module).__name__, name, computed, found.reason, _backend(op, None, up, down))
+
+
+def _of_ours(path: str, module: Experts | QuantizedExperts) -> Explanation:
+    name = type(module).__name__
+    if isinstance(module, QuantizedExperts):
+        layout = module.layout
+        weights = [getattr(module, projection).weight.tensors() for projection in (layout.gate_up, layout.down)]
+        tensors = [value for named in weights for value in named.values()]
+        backend = _backend("fused_experts_quantized", layout.backend, *tensors)
+        return Explanation(path, name, None, f"fused_experts, {layout.activation}, {module.format}", "", backend)
+    backend = _backend("fused_experts", module.backend, getattr(module, module._up_name), module.down_proj)
+    return Explanation(path, name, None, f"fused_experts, {module.activation}", "", backend)
+
+
+def explain(model: nn.Module) -> list[Explanation]:
+    """Print, and return, what computes each expert module of a model.
+
+    Args:
+        model: a model of transformers 5, or any module with this package's layers in it.
+    """
+    found = []
+    for path, module in model.named_modules():
+        if is_experts(module):
+            found.append(_of_transformers(path, module))
+        elif isinstance(module, (Experts, QuantizedExperts)):
+            found.append(_of_ours(path, module))
+    for explanation in found:
+        print(explanation)
+    if not found:
+        lists = [p for p, m in model.named_modules() if isinstance(getattr(m, "experts", None), nn.ModuleList)]
+        hint = f"; {lists[0]} and {len(lists) - 1} more have lists of experts: see moe_kernels.patch" if lists else ""
+        print(f"{type(model).__name__} has no experts of a known kind{hint}")
+    return found

@@ -1,0 +1,150 @@
+"""LoRA on experts: the low-rank form against PEFT's own, and what it adds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import MODELS, mixtral, tokens
+
+import moe_kernels
+from moe_kernels.testing import assert_close, relative_error
+
+peft = pytest.importorskip("peft", minversion="0.17")
+
+TARGETS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def _config(rank=4, targets=None):
+    return peft.LoraConfig(r=rank, lora_alpha=8, target_modules=["q_proj"], target_parameters=targets or TARGETS)
+
+
+def _randomize(model, adapter):
+    torch.manual_seed(len(adapter))
+    for name, value in model.named_parameters():
+        if f".{adapter}." in name:
+            torch.nn.init.normal_(value, std=0.1)
+
+
+def adapted(name="mixtral", implementation="moe_kernels", **options):
+    model = peft.get_peft_model(MODELS[name](), _config(**options)).eval()
+    _randomize(model, "default")
+    model.base_model.model.set_experts_implementation(implementation)
+    return model
+
+
+def _step(model):
+    out = model(tokens(), labels=tokens())
+    out.loss.backward()
+    return out.logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("targets", [TARGETS, TARGETS[:1], TARGETS[1:]], ids=["both", "up", "down"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_as_peft(name, targets):
+    want, want_grads = _step(adapted(name, "eager", targets=targets))
+    got, grads = _step(adapted(name, targets=targets))
+    assert_close(got, want)
+    assert grads.keys() == want_grads.keys() and len(grads) == 4 + 4 * len(targets)
+    for parameter, gradient in want_grads.items():
+        assert_close(grads[parameter], gradient, what=parameter)
+
+
+def test_the_experts_stay_as_they_are(monkeypatch):
+    import peft.tuners.lora.layer as layer
+
+    def refuse(*_):
+        raise AssertionError("a full-size delta was made")
+
+    monkeypatch.setattr(layer.ParamWrapper, "_activate_lora", refuse)
+    _step(adapted())
+
+
+@pytest.mark.parametrize("ours_first", [True, False], ids=["ours-to-peft", "peft-to-ours"])
+def test_adapters_are_pefts(ours_first, tmp_path):
+    implementations = ("moe_kernels", "eager") if ours_first else ("eager", "moe_kernels")
+    model = adapted(implementation=implementations[0])
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(mixtral(), tmp_path).eval()
+    loaded.base_model.model.set_experts_implementation(implementations[1])
+    with torch.no_grad():
+        assert_close(loaded(tokens()).logits, model(tokens()).logits)
+
+
+def _with_two_adapters():
+    model = adapted()
+    model.add_adapter("second", _config(rank=3))
+    _randomize(model, "second")
+    return model
+
+
+@torch.no_grad()
+def _alone(model, adapter):
+    model.set_adapter(adapter)
+    return model(tokens()).logits
+
+
+@torch.no_grad()
+def test_several_adapters_in_one_batch():
+    model = _with_two_adapters()
+    first, second = _alone(model, "default"), _alone(model, "second")
+    with model.disable_adapter():
+        base = model(tokens()).logits
+    for names, want in (
+        (["second", "default"], (second[0], first[1])),
+        (["__base__", "second"], (base[0], second[1])),
+        (["__base__", "__base__"], (base[0], base[1])),
+    ):
+        assert_close(model(tokens(), adapter_names=names).logits, torch.stack(want), what=str(names))
+
+
+@torch.no_grad()
+def test_several_active_adapters_add_up():
+    model = _with_two_adapters()
+    model.base_model.set_adapter(["default", "second"])
+    got = model(tokens()).logits
+    model.base_model.model.set_experts_implementation("eager")
+    assert_close(got, model(tokens()).logits)
+
+
+@torch.no_grad()
+def test_merged():
+    model = adapted()
+    want = model(tokens()).logits
+    model.merge_adapter()
+    assert_close(model(tokens()).logits, want)
+    model.unmerge_adapter()
+    assert_close(model(tokens()).logits, want)
+
+
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_over_quantized_experts(name, format):
+    model = adapted(name)
+    exact, exact_grads = _step(model)
+    model.zero_grad()
+    moe_kernels.quantize_experts(model, format)
+    limit = 0.3 if format == "nf4" else 0.05
+    for _ in range(2):
+        with torch.no_grad():
+            model(tokens())
+        got, grads = _step(model)
+        assert 0 < relative_error(got, exact) < limit
+        assert grads.keys() == exact_grads.keys()
+        for parameter, gradient in exact_grads.items():
+            assert relative_error(grads[parameter], gradient) < 2 * limit, parameter
+        model.zero_grad()
+
+
+def test_clear_errors():
+    model = _with_two_adapters()
+    with pytest.raises(ValueError, match="third"):
+        model(tokens(), adapter_names=["third", "default"])
+    moe_kernels.quantize_experts(model, "nf4")
+    with pytest.raises((ValueError, AttributeError)):
+        model.merge_adapter()
+
+
+def test_implementations_of_others_are_left_to_peft():
+    model = adapted(implementation="eager")
+    with pytest.raises(ValueError, match="mixed"):
+        model(tokens(), adapter_names=["default", "default"])
