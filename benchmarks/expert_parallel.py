@@ -1,8 +1,9 @@
 """Expert parallelism: measured time beside the time that the cost model of docs/scaling.md gives.
 
 `python benchmarks/expert_parallel.py --ranks 2 4` starts processes on this machine; under torchrun it is one rank of
-those that torchrun starts, on any number of nodes. The model's inputs (latency and bandwidth of the all-to-all, rate of
-the grouped product, rate of copying) are measured in the same processes, in turn with what it is to predict.
+those that torchrun starts, on any number of nodes. The model's inputs (latency and bandwidth of the all-to-all, rates
+of the grouped product and of copying, time of the layer without tokens) are measured in the same processes, in turn
+with what the model is to predict.
 
 Letters: W ranks; of one rank T tokens, N = T·K rows sent, M rows received; E experts of all, H hidden, I intermediate.
 """
@@ -24,18 +25,20 @@ from torch import Tensor
 from moe_kernels import MoELayer, grouped_mm
 
 TINY = 8
+# Terms of the model.
+PARTS = ("host", "counts", "exchanges", "experts", "rows")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="numbers of processes to start")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 512], help="T of each rank")
-    parser.add_argument("--experts", type=int, default=16)
-    parser.add_argument("--top-k", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--intermediate", type=int, default=512)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 512], help="T of each rank")
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--top-k", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--intermediate", type=int, default=256)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     return parser.parse_args()
 
@@ -74,12 +77,16 @@ class Rank:
         self.rows_away, self.most = rows.tolist()
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Time of a call that all ranks begin together, until the last of them is done."""
+        """Time from when the first rank may begin until the last is done, and a barrier.
+
+        Without the barrier, a rank that waits for a core before it begins would not count its waiting.
+        """
         dist.barrier()
         begin = time.perf_counter()
         call()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        dist.barrier()
         taken = torch.tensor(time.perf_counter() - begin)
         dist.all_reduce(taken, dist.ReduceOp.MAX)
         return float(taken)
@@ -94,7 +101,8 @@ class Rank:
                 # The first two rounds find memory and connections.
                 if number >= 2:
                     times[name].append(taken)
-        return {name: min(values) for name, values in times.items()}
+        fastest = {name: min(values) for name, values in times.items()}
+        return {name: max(value - fastest["nothing"], 1e-6) for name, value in fastest.items()}
 
     def _arms(self) -> dict[str, Callable[[], object]]:
         E_rank = self.layer.expert_shards.num_local
@@ -109,20 +117,21 @@ class Rank:
         whole = torch.randn(part * self.W, self.H, dtype=self.dtype, device=self.device)
         tiny = torch.zeros(self.W * TINY, dtype=torch.int64, device=self.device)
         target, small, copy = torch.empty_like(whole), torch.empty_like(tiny), torch.empty_like(rows)
+        nothing = self.x.detach()[:0].requires_grad_()
         result: list[Tensor] = []
         # This rank's experts on rows that are here already: the part of the layer that the products' rates predict.
         local = torch.arange(E_rank, dtype=torch.int32, device=self.device)
         local = local.repeat_interleave(offsets.diff().long())[:, None]
         ones = torch.ones(self.most, 1, device=self.device)
 
-        def forward() -> None:
+        def forward(x: Tensor) -> None:
             with torch.no_grad():
-                self.layer(self.x)
+                self.layer(x)
 
-        def training() -> None:
+        def training(x: Tensor) -> None:
             self.layer.zero_grad(set_to_none=True)
-            self.x.grad = None
-            result[:] = [self.layer(self.x)]
+            x.grad = None
+            result[:] = [self.layer(x)]
             result[0].backward(result[0].detach())
 
         def experts() -> None:
@@ -139,10 +148,13 @@ class Rank:
             torch.autograd.grad(product, [leaf, weight], grad, retain_graph=True)
 
         return {
-            "forward": forward,
-            "training": training,
+            "forward": lambda: forward(self.x),
+            "training": lambda: training(self.x),
+            "forward without tokens": lambda: forward(nothing),
+            "training without tokens": lambda: training(nothing),
             "forward experts": experts,
             "training experts": experts_training,
+            "nothing": lambda: None,
             "tiny": lambda: dist.all_to_all_single(small, tiny),
             "exchange": lambda: dist.all_to_all_single(target, whole),
             "product": lambda: grouped_mm(rows, w, offsets),
@@ -161,14 +173,23 @@ def modelled(rank: Rank, times: dict[str, float]) -> tuple[dict[str, float], dic
         "bandwidth": part * rank.H * s / max(times["exchange"] - latency, 1e-9),
         "product": 4 * rank.most * rank.H * rank.I / times["product"],
         "backward product": 8 * rank.most * rank.H * rank.I / times["backward product"],
+        "forward host": max(0.0, times["forward without tokens"] - 3 * latency),
+        "training host": max(0.0, times["training without tokens"] - 5 * latency),
         "copy": 2 * rank.most * rank.H * s / times["copy"],
     }
     exchange = latency + rank.rows_away * rank.H * s / inputs["bandwidth"]
     work = 6 * rank.most * rank.H * rank.I
     # permute reads and writes N rows; unpermute reads them.
     rows = 3 * rank.T * rank.K * rank.H * s / inputs["copy"]
-    forward = {"counts": latency, "exchanges": 2 * exchange, "experts": work / inputs["product"], "rows": rows}
+    forward = {
+        "host": inputs["forward host"],
+        "counts": latency,
+        "exchanges": 2 * exchange,
+        "experts": work / inputs["product"],
+        "rows": rows,
+    }
     training = {
+        "host": inputs["training host"],
         "counts": latency,
         "exchanges": 4 * exchange,
         "experts": work / inputs["product"] + 2 * work / inputs["backward product"],
@@ -202,19 +223,11 @@ def run(options: argparse.Namespace) -> None:
             f"grouped product {inputs['product'] / 1e12:.3f}, its backward {inputs['backward product'] / 1e12:.3f} "
             f"TFLOP/s, copy {inputs['copy'] / 1e9:.1f} GB/s"
         )
-        columns = (
-            "pass",
-            "measured ms",
-            "modelled ms",
-            "measured / modelled",
-            "modelled counts",
-            "exchanges",
-            "experts",
-        )
-        print("| " + " | ".join((*columns, "rows", "measured experts alone")) + " |")
-        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+        columns = ("pass", "measured ms", "modelled ms", "measured / modelled", *PARTS, "measured experts alone")
+        print("| " + " | ".join(columns) + " |")
+        print("|---" + "|---:" * (len(columns) - 1) + "|")
         for name in ("forward", "training"):
-            parts = [f"{model[f'{name} {what}'] * 1e3:.2f}" for what in ("counts", "exchanges", "experts", "rows")]
+            parts = [f"{model[f'{name} {what}'] * 1e3:.2f}" for what in PARTS]
             ratio = times[name] / model[name]
             head = f"| {name} | {times[name] * 1e3:.2f} | {model[name] * 1e3:.2f} | {ratio:.2f} | "
             alone = times[f"{name} experts"] * 1e3
