@@ -99,6 +99,7 @@ def _decode_up_kernel(
             None,
             expert,
             column,
+            E,
             H,
             I,
             stride_e,

@@ -86,8 +86,9 @@ def fused_experts_backward_triton(
     """Return the gradients of x, weights, gate_up, down and the biases; empty where not needed."""
     up, back = weight_of(gate_up, transposed), weight_of(down, transposed)
     gated = up.columns == 2 * back.k
-    nothing = x.new_empty(0)
-    grads = [nothing, torch.empty(0, dtype=torch.float32, device=x.device), nothing, nothing, nothing, nothing]
+    # One empty tensor each: the outputs of an op must not share memory.
+    grads = [x.new_empty(0) for _ in range(6)]
+    grads[1] = torch.empty(0, dtype=torch.float32, device=x.device)
     need_pre = need_x or need_gate_up or need_gate_up_bias
     row_weight = weight_of_row(weights, slot_row)
     grad_pre, weighted_act, row_sums = activation_gradient(

@@ -170,6 +170,7 @@ def product_of_halves(
     column,
     half,
     K_SIZE,
+    stop,
     stride_e,
     stride_column,
     stride_k,
@@ -188,7 +189,7 @@ def product_of_halves(
     """
     gate = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     up = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for k in tl.range(0, K_SIZE, BLOCK_K):
+    for k in tl.range(0, stop, BLOCK_K):
         a = x_block(pointers, owned, k, K_SIZE, BLOCK_ROWS, BLOCK_K, WHOLE_K)
         b = weight_block(
             w,

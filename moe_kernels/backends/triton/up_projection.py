@@ -28,6 +28,7 @@ def activated_tile(
     pre,
     expert,
     column,
+    E,
     H,
     I,
     stride_e,
@@ -56,6 +57,12 @@ def activated_tile(
     """
     columns = column + tl.arange(0, BLOCK_COLUMNS)
     inside = columns < I
+    stop = H
+    biased = I
+    if SAVE:
+        # The pre-activation of the rows of no expert is zero, and there is no weight to read for them.
+        stop = tl.where(expert < E, H, 0)
+        biased = tl.where(expert < E, I, 0)
     if GATED and INTERLEAVED:
         acc = product(
             pointers,
@@ -65,7 +72,7 @@ def activated_tile(
             2 * column,
             2 * I,
             H,
-            H,
+            stop,
             stride_e,
             stride_column,
             stride_k,
@@ -80,7 +87,7 @@ def activated_tile(
         )
         pairs = 2 * column + tl.arange(0, 2 * BLOCK_COLUMNS)
         if BIAS:
-            added = tl.load(bias + expert.to(tl.int64) * 2 * I + pairs, mask=pairs < 2 * I, other=0.0)
+            added = tl.load(bias + expert.to(tl.int64) * 2 * I + pairs, mask=pairs < 2 * biased, other=0.0)
             acc += added.to(tl.float32)[None, :]
         both = rounded(acc, kind, INTERPRET)
         if SAVE:
@@ -96,6 +103,7 @@ def activated_tile(
             column,
             I,
             H,
+            stop,
             stride_e,
             stride_column,
             stride_k,
@@ -110,8 +118,8 @@ def activated_tile(
         )
         if BIAS:
             places = bias + expert.to(tl.int64) * 2 * I + columns
-            gate += tl.load(places, mask=inside, other=0.0).to(tl.float32)[None, :]
-            up += tl.load(places + I, mask=inside, other=0.0).to(tl.float32)[None, :]
+            gate += tl.load(places, mask=columns < biased, other=0.0).to(tl.float32)[None, :]
+            up += tl.load(places + I, mask=columns < biased, other=0.0).to(tl.float32)[None, :]
         gate, up = rounded(gate, kind, INTERPRET), rounded(up, kind, INTERPRET)
         if SAVE:
             places = rows[:, None].to(tl.int64) * (2 * I) + columns[None, :]
@@ -126,7 +134,7 @@ def activated_tile(
             column,
             I,
             H,
-            H,
+            stop,
             stride_e,
             stride_column,
             stride_k,
@@ -141,7 +149,7 @@ def activated_tile(
         )
         if BIAS:
             places = bias + expert.to(tl.int64) * I + columns
-            gate += tl.load(places, mask=inside, other=0.0).to(tl.float32)[None, :]
+            gate += tl.load(places, mask=columns < biased, other=0.0).to(tl.float32)[None, :]
         gate = rounded(gate, kind, INTERPRET)
         up = gate
         if SAVE:
@@ -184,9 +192,9 @@ def _up_projection_kernel(
     WHOLE_K: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    ends, blocks = row_blocks(offsets, E, N, E_PAD, BLOCK_ROWS, False)
+    ends, blocks = row_blocks(offsets, E, N, E_PAD, BLOCK_ROWS, SAVE)
     for tile in tl.range(tl.program_id(0), blocks * column_blocks, tl.num_programs(0)):
-        expert, row, end, block = locate(tile, ends, offsets, E, N, column_blocks, BLOCK_ROWS, GROUP_ROWS, False)
+        expert, row, end, block = locate(tile, ends, offsets, E, N, column_blocks, BLOCK_ROWS, GROUP_ROWS, SAVE)
         rows, owned, pointers = row_pointers(x, gather, row, end, stride_x, BLOCK_ROWS, True)
         value = activated_tile(
             pointers,
@@ -197,6 +205,7 @@ def _up_projection_kernel(
             pre,
             expert,
             block * BLOCK_COLUMNS,
+            E,
             H,
             I,
             stride_e,
@@ -238,7 +247,7 @@ def up_projection(
 ) -> tuple[Tensor, Tensor]:
     """Return the activation (N, I) and, with `save`, the pre-activation (N, 2I), or (N, I) without a gate.
 
-    Rows from offsets[E] on are left undefined.
+    Rows from offsets[E] on of the pre-activation are zero, those of the activation undefined.
     """
     device = platform.device_of(x)
     N = row_token.shape[0]
@@ -258,7 +267,7 @@ def up_projection(
         column_blocks = triton.cdiv(I, columns)
         # One block of an interleaved weight holds gate and up.
         read = tile.columns if interleaved else columns
-        _up_projection_kernel[(tiles.programs(device, tile, N, E, column_blocks),)](
+        _up_projection_kernel[(tiles.programs(device, tile, N, E + int(save), column_blocks),)](
             x,
             row_token,
             weight.argument(read, tile.k, descriptor),
