@@ -45,7 +45,9 @@ def fused_experts_quantized_triton(
     offsets, row_token, slot_row = route_triton(indices, up.E)
     if dynamic:
         x_rows, x_scale = round_rows(x)
-        pre = multiply_rows_quantized(x_rows, up, offsets, row_token, dtype=x.dtype, x_scale=x_scale, bias=gate_up_bias)
+        pre = multiply_rows_quantized(
+            x_rows, up, offsets, row_token, dtype=x.dtype, x_scale=x_scale, bias=gate_up_bias, zero_tail=save
+        )
         act, act_scale = rounded_activation(pre, offsets, *form)
         rows = multiply_rows_quantized(act, back, offsets, None, dtype=torch.float32, x_scale=act_scale, bias=down_bias)
     elif dequantizes_in_load(row_token.shape[0], up.E, batch_invariant):

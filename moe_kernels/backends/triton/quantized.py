@@ -191,11 +191,14 @@ def up_projection_quantized(
     save: bool,
     batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the activation (N, I) and, with `save`, the pre-activation; rows from offsets[E] on are undefined."""
+    """Return the activation (N, I) and, with `save`, the pre-activation.
+
+    From offsets[E] on, rows of the activation are undefined, and those of the pre-activation zero.
+    """
     device, N = platform.device_of(x), row_token.shape[0]
     I = weight.columns // 2 if gated else weight.columns
     act = torch.empty(N, I, dtype=x.dtype, device=x.device)
-    pre = torch.empty((N, weight.columns) if save else (0,), dtype=x.dtype, device=x.device)
+    pre = torch.zeros((N, weight.columns) if save else (0,), dtype=x.dtype, device=x.device)
     if act.numel() == 0:
         return act, pre
     tile = quantized_tile(device, weight.kind, False, x.element_size(), N, weight.E, I, batch_invariant)
