@@ -25,7 +25,7 @@ def test_the_example_and_its_equivalent():
 
 def test_the_quantized_example(tmp_path, monkeypatch):
     pytest.importorskip("safetensors")
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "quantize_experts" in block)
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "save_quantized" in block)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(code, names)

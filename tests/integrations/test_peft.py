@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from models import MODELS, mixtral, tokens
@@ -142,6 +145,18 @@ def test_clear_errors():
     moe_kernels.quantize_experts(model, "nf4")
     with pytest.raises((ValueError, AttributeError)):
         model.merge_adapter()
+
+
+def test_the_example_of_the_readme():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "LoraConfig" in block)
+    model = mixtral()
+    model.set_experts_implementation("moe_kernels")
+    names = {"model": model, "moe_kernels": moe_kernels}
+    exec(code, names)
+    names["model"](tokens(), labels=tokens()).loss.backward()
+    trained = [name for name, value in names["model"].named_parameters() if value.grad is not None]
+    assert any("experts" in name for name in trained) and all("lora" in name for name in trained)
 
 
 def test_implementations_of_others_are_left_to_peft():
