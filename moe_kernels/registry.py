@@ -151,16 +151,23 @@ def kernel(
     call = _function(name, op, "_backward" if backward else "")
     if batch_invariant and op in SUMS and _find(name).load().BATCH_INVARIANT == "on request":
         call = partial(call, batch_invariant=True)
-    first = next((t for t in tensors if t is not None), None)
-    if first is not None and first.is_cuda and first.device.index != torch.cuda.current_device():
-        return partial(_on, first.device, call)
+    if name == "triton":
+        first = next((t for t in tensors if t is not None), None)
+        return partial(_launch, op, None if first is None or not first.is_cuda else first.device, call)
     return call
 
 
-def _on(device: torch.device, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call with the device as the current one, which is where Triton launches."""
-    with torch.cuda.device(device):
-        return call(*arguments, **options)
+def _launch(op: str, device: torch.device | None, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call with the device as the current one, which is where Triton launches, and name the op where that fails."""
+    try:
+        if device is None or device.index == torch.cuda.current_device():
+            return call(*arguments, **options)
+        with torch.cuda.device(device):
+            return call(*arguments, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"{op}: backend 'triton': {type(error).__name__}: {error}") from error
 
 
 def available_backends() -> dict[str, str | None]:

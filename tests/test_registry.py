@@ -54,6 +54,16 @@ def test_an_argument_wins_over_the_environment(monkeypatch):
     assert registry.choose("route", "reference", torch.zeros(1)) == "reference"
 
 
+def test_a_failed_launch_names_the_op(monkeypatch):
+    def fail(*_):
+        raise ValueError("out of resource: shared memory")
+
+    monkeypatch.setattr(registry, "choose", lambda *_, **__: "triton")
+    monkeypatch.setattr(registry, "_function", lambda *_: fail)
+    with pytest.raises(RuntimeError, match="route: backend 'triton': ValueError: out of resource: shared memory"):
+        registry.kernel("route", None, torch.zeros(1))(1, 2)
+
+
 def test_command_line():
     done = subprocess.run([sys.executable, "-m", "moe_kernels"], capture_output=True, text=True, check=True)
     for backend in registry.BACKENDS:
