@@ -63,6 +63,11 @@ def _bytes_read(model, ids, steps) -> int:
     return int(steps * (others + sum(hit) * one))
 
 
+def _expert_operations(config, T) -> int:
+    """Multiplications and additions of T tokens' experts in all layers."""
+    return LAYERS * T * config.num_experts_per_tok * 6 * config.hidden_size * config.moe_intermediate_size
+
+
 def _ids(model, batch, length):
     return torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
 
@@ -90,7 +95,10 @@ def test_prefill(compare, models, tokens):
         "ours": lambda turn: ours(ids, logits_to_keep=1).logits,
         THEIRS: lambda t: theirs(ids, logits_to_keep=1).logits,
     }
-    compare(arms, nbytes=_bytes_read(ours, ids, 1), dtype=torch.bfloat16, T=tokens)
+    # Without the attention between tokens, and with one token's logits.
+    linear = [m for n, m in ours.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
+    flops = 2 * tokens * sum(m.weight.numel() for m in linear) + _expert_operations(ours.config, tokens)
+    compare(arms, nbytes=_bytes_read(ours, ids, 1), flops=flops, dtype=torch.bfloat16, T=tokens)
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 512], ids=lambda T: f"T{T}")
@@ -109,7 +117,7 @@ def test_expert_blocks(compare, models, tokens):
     one = sum(p.nbytes for p in blocks[0][0].parameters()) / E
     nbytes = int(LAYERS * one * len(index.unique()))
     arms = {"ours": arm(blocks[0]), THEIRS: arm(blocks[1])}
-    compare(arms, nbytes=nbytes, dtype=torch.bfloat16, T=T)
+    compare(arms, nbytes=nbytes, flops=_expert_operations(config, T), dtype=torch.bfloat16, T=T)
 
 
 @pytest.mark.parametrize("tokens", [256], ids=lambda T: f"T{T}")
