@@ -23,6 +23,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+# Registers of a processor, which a program's threads share on NVIDIA; and the most that a thread may have, on AMD (with
+# the accumulation registers where there are any).
+REGISTER_FILE = 65536
+AMD_REGISTERS = {"gfx90a": 512, "gfx942": 512, "gfx1100": 256}
+
 # Name, Triton's target, and the shared memory that one program may have.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 166912),
@@ -57,11 +62,12 @@ class Specimen:
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiled kernel needs: registers a thread, bytes of spills a thread, bytes of shared memory."""
+    """What the compiled kernel needs: registers and bytes of spills a thread, bytes of shared memory, threads."""
 
     registers: int
     spilled: int
     shared: int
+    threads: int
 
 
 def compile_specimen(specimen: Specimen, target: str) -> Report:
@@ -78,7 +84,7 @@ def compile_specimen(specimen: Specimen, target: str) -> Report:
         registers, spilled = _cuda_needs(compiled.asm["cubin"])
     else:
         registers, spilled = _amd_needs(compiled.asm["amdgcn"])
-    return Report(registers, spilled, shared)
+    return Report(registers, spilled, shared, compiled.metadata.num_warps * gpu.warp_size)
 
 
 def _cuda_needs(cubin: bytes) -> tuple[int, int]:
@@ -108,6 +114,10 @@ def problems(report: Report, target: str) -> list[str]:
     found = []
     if report.shared > limit:
         found.append(f"{report.shared} bytes of shared memory, {target} has {limit}")
+    if target in AMD_REGISTERS and report.registers > AMD_REGISTERS[target]:
+        found.append(f"{report.registers} registers a thread, {target} has {AMD_REGISTERS[target]}")
+    if target not in AMD_REGISTERS and report.registers * report.threads > REGISTER_FILE:
+        found.append(f"{report.registers} registers for each of {report.threads} threads, there are {REGISTER_FILE}")
     if report.spilled:
         found.append(f"{report.spilled} bytes of spills or stack a thread")
     return found
@@ -133,7 +143,8 @@ def main(target: str, *only: str) -> None:
         try:
             report = compile_specimen(specimen, target)
             line |= {**vars(report), "problems": problems(report, target)}
-        except Exception as error:  # noqa: BLE001: one kernel that does not compile must not hide the others
+        # One kernel that does not compile must not hide the others.
+        except Exception as error:
             line["problems"] = [f"does not compile: {error}"]
         print(json.dumps(line), flush=True)
 
