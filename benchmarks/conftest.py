@@ -212,6 +212,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, session: Session) ->
             try:
                 got = call(0)
             except (RuntimeError, NotImplementedError) as error:
+                # A peer that cannot do this case here is listed with its reason below the tables; ours has to do it.
                 if number == 0:
                     raise
                 session.unavailable(name, error)

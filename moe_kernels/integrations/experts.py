@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moe_kernels.integrations.recognition import has_gate, is_experts, recognize
+from moe_kernels.integrations.recognition import Recognized, has_gate, is_experts, recognize
 from moe_kernels.integrations.steps import Parts, experts_in_steps
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.quantized import ExpertsLayout
 
 
-def parts_of(module: nn.Module) -> Parts:
+def parts_of(module: nn.Module, found: Recognized) -> Parts:
     """Name what an expert module of transformers 5 is made of."""
-    found = recognize(module)
     return Parts(
         gate_up=getattr(module, found.up),
         down=module.down_proj,  # type: ignore[arg-type]
@@ -40,7 +39,8 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     Returns:
         (T, H) in the dtype of hidden_states.
     """
-    found, parts = recognize(self), parts_of(self)
+    found = recognize(self)
+    parts = parts_of(self, found)
     # As transformers' own grouped_mm does: under autocast, a norm may have left float32 behind.
     x = hidden_states.to(parts.down.dtype)
     K, E = top_k_index.shape[1], parts.down.shape[0]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_kernels.backends.reference.activations import GPT_OSS_ALPHA, GPT_OSS_LIMIT, split_gate_up
 from moe_kernels.integrations.experts import parts_of
 from moe_kernels.integrations.recognition import is_experts, recognize
 from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps
@@ -36,6 +37,19 @@ def install(wrapper: Any) -> None:
         return _forward(chain, x, *args, **kwargs)
 
     wrapper.forward = forward
+    for name in ("merge", "unmerge"):
+        setattr(wrapper, name, _of_unquantized(name, getattr(wrapper, name)))
+
+
+def _of_unquantized(name: str, theirs: Callable[..., None]) -> Callable[..., None]:
+    """Refuse to merge into quantized experts: rounded to their format, little of a delta would be left."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self.get_base_layer(), QuantizedExperts):
+            fail(name, self.parameter_name, "experts that are not quantized", "quantized ones")
+        theirs(self, *args, **kwargs)
+
+    return method
 
 
 def _projections(experts: nn.Module) -> tuple[str, str] | None:
@@ -66,15 +80,13 @@ def _chain(outer: Any, wrapper: type) -> _Chain | None:
     if names is None or any(w.parameter_name not in names or w.num_experts == 1 for w in wrappers):
         return None
     if any(w.merged for w in wrappers):
-        if isinstance(module, QuantizedExperts):
-            fail("grouped_lora", "adapter", "one that is not merged (quantized experts take none up)", "a merged one")
         return None
     return _Chain(wrappers, module, names)
 
 
 def _parts(experts: nn.Module) -> Parts:
     if is_experts(experts):
-        return parts_of(experts)
+        return parts_of(experts, recognize(experts))
     if isinstance(experts, QuantizedExperts):
         layout = experts.layout
         up, down = getattr(experts, layout.gate_up).weight, getattr(experts, layout.down).weight
@@ -103,10 +115,10 @@ def _activation(name: str, gated: bool, interleaved: bool) -> Callable[[Tensor],
     def apply(pre: Tensor) -> Tensor:
         if not gated:
             return curves[name](pre)
-        gate, up = (pre[:, 0::2], pre[:, 1::2]) if interleaved else pre.chunk(2, dim=1)
+        gate, up = split_gate_up(pre, interleaved)
         if name == "gpt_oss":
-            gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
-            return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+            gate, up = gate.clamp(max=GPT_OSS_LIMIT), up.clamp(-GPT_OSS_LIMIT, GPT_OSS_LIMIT)
+            return (up + 1) * gate * torch.sigmoid(GPT_OSS_ALPHA * gate)
         return curves[name](gate) * up
 
     return apply

@@ -1,4 +1,4 @@
-"""The torch.library namespace of the ops, and what every op's file does with it."""
+"""The namespace that the ops are registered in, and what every op's file does with it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def define(
 
     Args:
         name: the op's name in `torch.ops.moe_kernels`.
-        schema: arguments and returns, as torch.library writes them.
+        schema: arguments and returns, in the language of PyTorch's operator schemas.
         implementation: called with real tensors on any device.
         shapes: called with fake tensors; returns empty tensors of the right shapes, dtypes and device.
-        setup_context: what the backward needs (see torch.library.register_autograd).
+        setup_context: what the backward needs (see PyTorch's `register_autograd`).
         backward: gradients of all arguments.
     """
     LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))

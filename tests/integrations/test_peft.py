@@ -143,8 +143,19 @@ def test_clear_errors():
     with pytest.raises(ValueError, match="third"):
         model(tokens(), adapter_names=["third", "default"])
     moe_kernels.quantize_experts(model, "nf4")
-    with pytest.raises((ValueError, AttributeError)):
+    with pytest.raises(ValueError, match="merge: .*_proj: expected experts that are not quantized"):
         model.merge_adapter()
+
+
+@torch.no_grad()
+def test_merged_and_then_quantized():
+    model = adapted()
+    model.merge_adapter()
+    want = model(tokens()).logits
+    moe_kernels.quantize_experts(model, "int8")
+    assert 0 < relative_error(model(tokens()).logits, want) < 0.05
+    with pytest.raises(ValueError, match="unmerge: .*expected experts that are not quantized"):
+        model.unmerge_adapter()
 
 
 def test_the_example_of_the_readme():

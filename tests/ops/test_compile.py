@@ -1,4 +1,4 @@
-"""torch.library's own checks, and torch.compile without a graph break."""
+"""PyTorch's own checks of operators, and torch.compile without a graph break."""
 
 from __future__ import annotations
 
