@@ -45,6 +45,7 @@ void route(const TensorView& indices, int64_t experts, int32_t* offsets, int32_t
 
 Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* offsets, int64_t experts) {
   Chunks chunks;
+  chunks.kept = form.panel > 0;
   chunks.begin.reserve(experts + 1);
   for (int64_t e = 0; e < experts; ++e) {
     chunks.begin.push_back(static_cast<int32_t>(chunks.list.size()));
@@ -58,7 +59,7 @@ Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* 
     };
     // A few rows above whole vectors are cheaper by themselves than as another vector.
     const int64_t above = rows % kernels.lanes, tail = rows > kernels.lanes && above <= form.tail_columns ? above : 0;
-    const int64_t whole = rows - tail, pieces = (whole + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    const int64_t whole = rows - tail, pieces = (whole + form.chunk_rows - 1) / form.chunk_rows;
     const int64_t size = pitch_of(kernels, form, (whole + pieces - 1) / pieces);
     for (int64_t first = 0; first < whole; first += size) add(first, std::min(size, whole - first));
     if (tail > 0) add(whole, tail);

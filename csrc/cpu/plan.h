@@ -23,9 +23,8 @@ struct Plan {
 // Sorts slots by expert, stably; indices are int32 or int64, and one outside [0, E) is no expert.
 void route(const TensorView& indices, int64_t experts, int32_t* offsets, int32_t* row_token, int32_t* slot_row);
 
-// At most so many rows of one expert are worked on together: their packed activations and one block of results stay in
-// the second-level cache.
-constexpr int64_t CHUNK_ROWS = 192;
+// No form works on more rows of one expert together.
+constexpr int64_t CHUNK_ROWS = 256;
 
 // Consecutive rows of one expert. Scratch tensors of a chunk are [feature][pitch], or [word][pitch] once packed, the
 // chunk's rows along the columns.
@@ -42,6 +41,7 @@ struct Chunks {
   std::vector<Chunk> list;
   std::vector<int32_t> begin;  // (E+1): expert e has the chunks begin[e] to begin[e+1]
   int64_t columns = 0;         // sum of all pitches
+  bool kept = false;           // whether a chunk's columns stay in the cache while one weight block follows the other
 };
 
 Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* offsets, int64_t experts);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "amx_dense.h"
 #include "amx_tile.h"
 #include "nf4_pairs.h"
 #include "pairs.h"
@@ -179,15 +180,10 @@ inline void product_amx(float* c, int64_t ldc, const Operand& a, int64_t rows, i
   tile_end();
 }
 
-// Packing for many columns whatever their number, with zeros up to a whole tile of words.
+// With zeros up to a whole tile of words.
 inline void fill_words(float* b, int64_t ldb, int64_t depth) {
   const int64_t words = (depth + 1) / 2, filled = (words + TILE_SIDE - 1) / TILE_SIDE * TILE_SIDE;
   std::memset(b + words * ldb, 0, static_cast<size_t>((filled - words) * ldb) * sizeof(float));
-}
-inline void pack_columns_amx(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column,
-                             int64_t columns) {
-  pack_columns_pairs<0>(b, ldb, rows, count, first_column, columns);
-  fill_words(b, ldb, columns);
 }
 inline void pack_rows_amx(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column,
                           int64_t columns) {
@@ -196,18 +192,20 @@ inline void pack_rows_amx(float* b, int64_t ldb, const Rows& rows, int64_t count
 }
 constexpr Form AMX_PAIRS = {DType::bf16,
                             PairWords::UNIT,
-                            AMX_DEPTH,
+                            DENSE_DEPTH,
                             1,
                             1,
                             TILE_SIDE,
                             0,
                             0,
-                            2 * TILE_SIDE * AMX_PITCH,
+                            std::max(DENSE_SCRATCH, 2 * TILE_SIDE * AMX_PITCH),
+                            product_dense,
                             product_amx<AmxDense>,
-                            product_amx<AmxDense>,
-                            pack_columns_amx,
+                            pack_columns_dense,
                             pack_rows_amx,
-                            pack_block_pairs<0>};
+                            pack_block_dense,
+                            TILE_SIDE,
+                            256};
 
 constexpr Form AMX_NF4 = {DType::bf16,
                           PairWords::UNIT,

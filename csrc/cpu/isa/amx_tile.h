@@ -34,6 +34,10 @@ inline void tile_load(const void* base, int64_t stride) {
     std::memcpy(emulated[TILE].row[r], static_cast<const char*>(base) + r * stride, TILE_ROW_BYTES);
 }
 template <int TILE>
+inline void tile_stream(const void* base, int64_t stride) {
+  tile_load<TILE>(base, stride);
+}
+template <int TILE>
 inline void tile_store(void* base, int64_t stride) {
   for (int64_t r = 0; r < TILE_SIDE; ++r)
     std::memcpy(static_cast<char*>(base) + r * stride, emulated[TILE].row[r], TILE_ROW_BYTES);
@@ -115,6 +119,14 @@ inline __attribute__((always_inline)) void tile_load(const void* base, int64_t s
   MOE_EACH_TILE(MOE_ONE)
 #undef MOE_ONE
 }
+// The same for data that will not be used again soon: it leaves the first-level cache to the other operand.
+template <int TILE>
+inline __attribute__((always_inline)) void tile_stream(const void* base, int64_t stride) {
+#define MOE_ONE(N) \
+  if constexpr (TILE == N) _tile_stream_loadd(N, base, stride);
+  MOE_EACH_TILE(MOE_ONE)
+#undef MOE_ONE
+}
 template <int TILE>
 inline __attribute__((always_inline)) void tile_store(void* base, int64_t stride) {
 #define MOE_ONE(N) \
@@ -127,8 +139,9 @@ inline __attribute__((always_inline)) void tile_store(void* base, int64_t stride
 // C is 0 to 3, A 4 or 5, B 6 or 7.
 #define MOE_EACH_PRODUCT(DO)                                                                                  \
   DO(0, 4, 6)                                                                                                 \
-  DO(0, 5, 6) DO(0, 4, 7) DO(0, 5, 7) DO(1, 4, 6) DO(1, 5, 6) DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) \
-      DO(2, 4, 7) DO(2, 5, 7) DO(3, 4, 6) DO(3, 5, 6) DO(3, 4, 7) DO(3, 5, 7)
+  DO(0, 5, 6)                                                                                                 \
+  DO(0, 4, 7) DO(0, 5, 7) DO(1, 4, 6) DO(1, 5, 6) DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) DO(2, 4, 7) \
+      DO(2, 5, 7) DO(3, 4, 6) DO(3, 5, 6) DO(3, 4, 7) DO(3, 5, 7)
 template <int C, int A, int B>
 inline __attribute__((always_inline)) void tile_dot_bf16() {
   static_assert(C >= 0 && C < 4 && (A == 4 || A == 5) && (B == 6 || B == 7), "tiles of these roles");

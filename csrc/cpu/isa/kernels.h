@@ -100,6 +100,14 @@ struct Form {
   void (*pack_block)(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth,
                      int64_t columns);
 
+  // Where not 0, b lies in panels of so many columns instead, at every number of columns: word (w, n) at
+  // b[n / panel * ldb + w * panel + n % panel], and ldb is the distance from panel to panel.
+  int64_t panel = 0;
+  // Rows of one expert that are worked on together at most: their packed activations and one block of results stay in
+  // the second-level cache.
+  int64_t chunk_rows = 192;
+
+  int64_t ldb(int64_t depth, int64_t pitch) const { return panel ? words(depth) * panel : pitch; }
   // Words that a packed operand of this depth has room for, a column.
   int64_t words(int64_t depth) const { return planes * plane(depth) + (whole() ? FEW_WORDS : 0); }
   int64_t plane(int64_t depth) const { return ((depth + unit - 1) / unit + FEW_WORDS - 1) / FEW_WORDS * FEW_WORDS; }
@@ -132,6 +140,9 @@ struct Kernels {
   // out(i, j) = src[j * ld + i], for i < count, j < columns; out_stride in elements.
   void (*scatter_transposed)(char* out, DType dtype, int64_t out_stride, const float* src, int64_t ld, int64_t count,
                              int64_t columns);
+  // The same for results that nobody reads soon: past the caches, where whole cache lines can be written.
+  void (*stream_transposed)(char* out, DType dtype, int64_t out_stride, const float* src, int64_t ld, int64_t count,
+                            int64_t columns);
 
   void (*load)(float* dst, const char* src, DType dtype, int64_t count);
   // dst[j] = value (row, first + j) of a quantized operand; for NF4 `first` and `count` are multiples of NF4_BLOCK.

@@ -31,6 +31,7 @@ struct OwnForms {
   const Form* nf4 = &FLOAT_NF4;
   const Form* int8 = &FLOAT_INT8;
   const Form* int8_int8 = &FLOAT_INT8_INT8;
+  decltype(Kernels::stream_transposed) stream_transposed = scatter_transposed;
 };
 
 constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
@@ -45,6 +46,7 @@ constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
           own.int8_int8,
           gather_transposed,
           scatter_transposed,
+          own.stream_transposed,
           load_row,
           dequantize,
           nested_scales,

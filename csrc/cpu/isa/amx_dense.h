@@ -1,0 +1,224 @@
+// bfloat16 weights on AMX: the weight is the A operand, read in its own rows where they lie; the packed words are B.
+// One order at every size: a tile's 32 k are one product, products are added in order of k.
+//
+// B lies in panels of 16 columns, each of them whole in memory, so that a tile is 1 KiB in one piece.
+#pragma once
+
+#include <algorithm>
+
+#include "amx_tile.h"
+#include "pack_pairs.h"
+
+namespace moe {
+namespace {
+
+// Words of a row that more than a few columns take at a time. Two tiles of rows, 16 KiB, stay in the first-level cache
+// while all columns come past from the second level.
+constexpr int64_t DENSE_DEPTH = 128;
+
+// A step is a tile's depth: 16 words. Of each step, both tiles of rows lie side by side.
+constexpr int64_t TILE_FLOATS = TILE_SIDE * TILE_SIDE, STEP_FLOATS = 2 * TILE_FLOATS;
+constexpr int64_t DENSE_SCRATCH = DENSE_DEPTH / TILE_SIDE * STEP_FLOATS;
+
+// Up to so many columns are one block, and memory is the limit, which likes long stretches: all of a row at once.
+constexpr int64_t STREAM_COLUMNS = 2 * TILE_SIDE;
+
+// From so many columns on, there is time to fetch the rows that come next while the present ones are multiplied.
+constexpr int64_t FETCH_COLUMNS = 4 * TILE_SIDE;
+
+// Two tiles of rows of the left operand, from some k on.
+struct DenseRows {
+  const char* base[2];
+  int64_t stride;  // bytes from row to row
+};
+
+// The lines that a later product will read: `rows` stretches of them, fetched a few at a time.
+class Coming {
+ public:
+  Coming() = default;
+  Coming(const char* base, int64_t stride, int64_t rows, int64_t lines, int64_t steps)
+      : row_(base), stride_(stride), lines_(lines), left_(rows * lines), pace_((left_ + steps - 1) / steps) {}
+
+  MOE_INLINE void fetch() {
+    for (int64_t i = 0; i < pace_ && left_ > 0; ++i, --left_) {
+      __builtin_prefetch(row_ + line_ * 64, 0, 1);
+      if (++line_ == lines_) {
+        line_ = 0;
+        row_ += stride_;
+      }
+    }
+  }
+
+ private:
+  const char* row_ = nullptr;
+  int64_t stride_ = 0, lines_ = 0, left_ = 0, pace_ = 0, line_ = 0;
+};
+
+// Where a block takes the rows from: from memory, from memory with a copy left in `tiles`, or from that copy.
+enum class From { memory, memory_kept, tiles };
+
+// One or two tiles of rows by one or two of columns, over `words` (a multiple of 16) of both.
+template <From FROM, int ROWS, int COLUMNS>
+inline void dense_block(const DenseRows& left, float* tiles, const float* b, int64_t panel, int64_t words, float* c,
+                        int64_t ldc, bool accumulate, Coming& coming) {
+  const int64_t c_stride = ldc * 4;
+  float *c10 = c + TILE_SIDE * ldc, *c01 = c + TILE_SIDE, *c11 = c10 + TILE_SIDE;
+  if (accumulate) {
+    tile_load<0>(c, c_stride);
+    if constexpr (COLUMNS == 2) tile_load<1>(c01, c_stride);
+    if constexpr (ROWS == 2) tile_load<2>(c10, c_stride);
+    if constexpr (ROWS == 2 && COLUMNS == 2) tile_load<3>(c11, c_stride);
+  } else {
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
+  }
+  const char *low = left.base[0], *high = left.base[1];
+  for (const float* end = b + words * TILE_SIDE; b < end; b += TILE_FLOATS, tiles += STEP_FLOATS) {
+    if constexpr (FROM == From::tiles) coming.fetch();
+    // Columns pass the first-level cache by: it is for the rows.
+    tile_stream<6>(b, TILE_ROW_BYTES);
+    if constexpr (FROM == From::tiles)
+      tile_load<4>(tiles, TILE_ROW_BYTES);
+    else
+      tile_load<4>(low, left.stride);
+    tile_dot_bf16<0, 4, 6>();
+    if constexpr (COLUMNS == 2) {
+      tile_stream<7>(b + panel, TILE_ROW_BYTES);
+      tile_dot_bf16<1, 4, 7>();
+    }
+    if constexpr (FROM == From::memory_kept) tile_store<4>(tiles, TILE_ROW_BYTES);
+    if constexpr (ROWS == 2) {
+      if constexpr (FROM == From::tiles)
+        tile_load<5>(tiles + TILE_FLOATS, TILE_ROW_BYTES);
+      else
+        tile_load<5>(high, left.stride);
+      tile_dot_bf16<2, 5, 6>();
+      if constexpr (COLUMNS == 2) tile_dot_bf16<3, 5, 7>();
+      if constexpr (FROM == From::memory_kept) tile_store<5>(tiles + TILE_FLOATS, TILE_ROW_BYTES);
+    }
+    if constexpr (FROM != From::tiles) {
+      low += TILE_ROW_BYTES;
+      high += TILE_ROW_BYTES;
+    }
+  }
+  tile_store<0>(c, c_stride);
+  if constexpr (COLUMNS == 2) tile_store<1>(c01, c_stride);
+  if constexpr (ROWS == 2) tile_store<2>(c10, c_stride);
+  if constexpr (ROWS == 2 && COLUMNS == 2) tile_store<3>(c11, c_stride);
+}
+
+template <From FROM>
+inline void dense_block(const DenseRows& left, int64_t rows, float* tiles, const float* b, int64_t panel,
+                        int64_t columns, int64_t words, float* c, int64_t ldc, bool accumulate, Coming& coming) {
+  const bool high = rows > TILE_SIDE, wide = columns > TILE_SIDE;
+  if (high && wide)
+    dense_block<FROM, 2, 2>(left, tiles, b, panel, words, c, ldc, accumulate, coming);
+  else if (high)
+    dense_block<FROM, 2, 1>(left, tiles, b, panel, words, c, ldc, accumulate, coming);
+  else if (wide)
+    dense_block<FROM, 1, 2>(left, tiles, b, panel, words, c, ldc, accumulate, coming);
+  else
+    dense_block<FROM, 1, 1>(left, tiles, b, panel, words, c, ldc, accumulate, coming);
+}
+
+// Up to 16 rows from `row` on as the first or the second tiles of the steps from k on, zeros after depth and below the
+// last row.
+inline void copy_dense_rows(float* tiles, const Operand& a, int64_t row, int64_t count, int64_t k, int64_t depth) {
+  for (int64_t w = 0; 2 * w < depth; w += TILE_SIDE, tiles += STEP_FLOATS) {
+    if (a.col_stride == 1) {
+      const char* src = a.base + (row * a.row_stride + k + 2 * w) * 2;
+      for (int64_t r = 0; r < TILE_SIDE; ++r)
+        store(tiles + r * TILE_SIDE, r < count ? load_first_pairs(src + r * a.row_stride * 2, depth - 2 * w) : Vec{});
+      continue;
+    }
+    Vec block[LANES];
+    for (int64_t i = 0; i < LANES; ++i) {
+      const int64_t at = 2 * (w + i);
+      const char* src = a.base + (row + (k + at) * a.col_stride) * 2;
+      const VecU low = at < depth ? load_first_bits(src, count) : VecU{};
+      const VecU high = at + 1 < depth ? load_first_bits(src + a.col_stride * 2, count) : VecU{};
+      block[i] = reinterpret_cast<Vec>(low | high << 16);
+    }
+    transpose(block);
+    for (int64_t r = 0; r < LANES; ++r) store(tiles + r * TILE_SIDE, block[r]);
+  }
+}
+
+inline void product_dense(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
+                          int64_t panel, int64_t columns, bool accumulate, float* tiles) {
+  constexpr int64_t HEIGHT = 2 * TILE_SIDE, WIDTH = 2 * TILE_SIDE, STEP = 2 * TILE_SIDE;
+  const int64_t row_bytes = a.row_stride * 2;
+  const bool whole = a.col_stride == 1 && depth % STEP == 0;
+  tile_begin();
+  for (int64_t m = 0; m < rows; m += HEIGHT) {
+    const int64_t count = std::min(rows - m, HEIGHT);
+    // A tile reads its rows where they are, unless they are a column of memory each, or do not fill it.
+    const bool in_place = whole && count % TILE_SIDE == 0;
+    const char* base = a.base + m * row_bytes;
+    const auto at = [&](int64_t k) {
+      return DenseRows{{base + k * 2, base + TILE_SIDE * row_bytes + k * 2}, row_bytes};
+    };
+    Coming none;
+    if (in_place && columns <= STREAM_COLUMNS) {
+      dense_block<From::memory>(at(0), count, tiles, b, panel, columns, depth / 2, c + m * ldc, ldc, accumulate, none);
+      continue;
+    }
+    const char* after = m + HEIGHT < rows ? base + HEIGHT * row_bytes : a.next;
+    for (int64_t k = 0; k < depth; k += 2 * DENSE_DEPTH) {
+      const int64_t part = std::min(depth - k, 2 * DENSE_DEPTH), words = (part + STEP - 1) / STEP * TILE_SIDE;
+      const float* right = b + k / 2 * TILE_SIDE;
+      float* to = c + m * ldc;
+      const bool add = accumulate || k > 0;
+      int64_t n = 0;
+      Coming coming;
+      if (in_place) {
+        dense_block<From::memory_kept>(at(k), count, tiles, right, panel, columns, words, to, ldc, add, none);
+        n = WIDTH;
+        const char* next = k + part < depth ? base + (k + part) * 2 : after;
+        const int64_t blocks = (columns - 1) / WIDTH;
+        if (next && columns > FETCH_COLUMNS)
+          coming = Coming(next, row_bytes, HEIGHT, words / TILE_SIDE, blocks * words / TILE_SIDE);
+      } else {
+        for (int64_t r = 0; r < count; r += TILE_SIDE)
+          copy_dense_rows(tiles + r / TILE_SIDE * TILE_FLOATS, a, m + r, std::min(count - r, TILE_SIDE), k, part);
+      }
+      for (; n < columns; n += WIDTH)
+        dense_block<From::tiles>(at(k), count, tiles, right + n / TILE_SIDE * panel, panel, columns - n, words, to + n,
+                                 ldc, add, coming);
+    }
+  }
+  tile_end();
+}
+
+inline void pack_columns_dense(float* b, int64_t panel, const Rows& rows, int64_t count, int64_t first_column,
+                               int64_t columns) {
+  const int64_t words = (columns + 1) / 2, filled = (words + TILE_SIDE - 1) / TILE_SIDE * TILE_SIDE;
+  for (int64_t i = 0; i < count; i += LANES, b += panel) {
+    const int64_t height = std::min<int64_t>(count - i, LANES);
+    for (int64_t j = 0; j < filled; j += LANES) {
+      Vec block[LANES];
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < LANES; ++r)
+        block[r] = r < height
+                       ? row_words(rows.at(i + r, first_column + 2 * j), rows.dtype,
+                                   std::min<int64_t>(columns - 2 * j, 32), rows.scale ? rows.scale + i + r : nullptr)
+                       : Vec{};
+      transpose(block);
+#pragma GCC unroll 16
+      for (int64_t w = 0; w < LANES; ++w) store(b + (j + w) * LANES, block[w]);
+    }
+  }
+}
+
+inline void pack_block_dense(float* b, int64_t panel, int64_t first, const float* src, int64_t ld, int64_t depth,
+                             int64_t columns) {
+  for (int64_t n = 0; n < columns; n += LANES, b += panel)
+    for (int64_t k = 0; k < depth; k += 2)
+      store(b + (first + k / 2) * LANES,
+            join_pairs(load(src + k * ld + n), k + 1 < depth ? load(src + (k + 1) * ld + n) : Vec{}));
+}
+
+}  // namespace
+}  // namespace moe
