@@ -2,9 +2,10 @@
 #define MOE_ISA_AVX512 1
 #include "amx_int8.h"
 #include "amx_pairs.h"
+#include "low_rank_pairs.h"
 #include "table.h"
 
 namespace moe {
 extern const Kernels kernels_amx;
-const Kernels kernels_amx = make_table("amx", {&AMX_PAIRS, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8});
+const Kernels kernels_amx = make_table("amx", {&AMX_PAIRS, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, shrink_pairs});
 }  // namespace moe

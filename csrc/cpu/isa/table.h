@@ -3,6 +3,7 @@
 
 #include "activation.h"
 #include "floats.h"
+#include "low_rank.h"
 #include "quantized.h"
 #include "rows.h"
 #include "softmax.h"
@@ -31,6 +32,7 @@ struct OwnForms {
   const Form* nf4 = &FLOAT_NF4;
   const Form* int8 = &FLOAT_INT8;
   const Form* int8_int8 = &FLOAT_INT8_INT8;
+  decltype(Kernels::shrink) shrink = moe::shrink;
 };
 
 constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
@@ -57,7 +59,11 @@ constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
           activate,
           activate_backward,
           softmax,
-          sigmoid};
+          sigmoid,
+          own.shrink,
+          EXPAND_COLUMNS,
+          pack_expand,
+          expand};
 }
 
 }  // namespace
