@@ -30,6 +30,10 @@ DTYPE_CODES: dict[torch.dtype, int] = {
 }
 
 
+# Several are made in each call of an op, so that even looking the name up shows.
+_view: Any = getattr(_module, "View", None)
+
+
 def native() -> tuple[ModuleType | None, str | None]:
     """Return the native module and None, or None and the reason why there is none."""
     return _module, _reason
@@ -46,7 +50,7 @@ def view(tensor: Tensor) -> Any:
 
     The view does not keep the tensor alive.
     """
-    return core().View(tensor.data_ptr(), tensor.shape, tensor.stride(), DTYPE_CODES[tensor.dtype])
+    return _view(tensor.data_ptr(), tensor.shape, tensor.stride(), DTYPE_CODES[tensor.dtype])
 
 
 def view_or_none(tensor: Tensor | None) -> Any:
