@@ -35,8 +35,12 @@ def check_shape(op: str, argument: str, value: Tensor, expected: dict[str, int])
 
 
 def _check_sizes(op: str, argument: str, shape: torch.Size, expected: dict[str, int]) -> None:
-    sizes = tuple(expected.values())
-    fits = len(shape) == len(sizes) and all(want in (-1, have) for want, have in zip(sizes, shape, strict=True))
+    # Written out: several shapes are checked in each call, and this is a third of the time that a generator takes.
+    fits = len(shape) == len(expected)
+    if fits:
+        for want, have in zip(expected.values(), shape, strict=True):
+            if want != have and want != -1:
+                fits = False
     if not fits:
         named = ", ".join(name if size == -1 else f"{name}={size}" for name, size in expected.items())
         fail(op, argument, f"shape ({named})", tuple(shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -39,14 +39,20 @@ def _nobody_listens() -> bool:
     )
 
 
-def _is_plain(value: Any, grad: bool) -> bool:
-    """Whether a value is no tensor, or an ordinary one on the CPU without a gradient to record."""
-    kind = type(value)
-    if kind is Tensor or kind is torch.nn.Parameter:
-        return torch._C._dispatch_keys(value).raw_repr() in _ORDINARY_TENSORS and not (grad and value.requires_grad)
-    if kind is list or kind is tuple:
-        return all(_is_plain(item, grad) for item in value)
-    return not isinstance(value, Tensor)
+_TENSORS = (Tensor, torch.nn.Parameter)
+_NUMBERS = frozenset((type(None), int, float, bool, str))
+
+
+def _all_plain(values: Iterable[Any], grad: bool) -> bool:
+    """Whether the tensors among the values are ordinary ones on the CPU without a gradient to record."""
+    for value in values:
+        kind = type(value)
+        if kind in _TENSORS:
+            if torch._C._dispatch_keys(value).raw_repr() not in _ORDINARY_TENSORS or (grad and value.requires_grad):
+                return False
+        elif kind not in _NUMBERS and not (kind in (list, tuple) and _all_plain(value, grad)):
+            return False
+    return True
 
 
 def direct(op: Callable[..., Any], implementation: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,10 +66,8 @@ def direct(op: Callable[..., Any], implementation: Callable[..., Any]) -> Callab
         # Asked first, because torch.compile takes it for a constant and never sees the rest.
         if torch.compiler.is_compiling() or not _nobody_listens():
             return op(*arguments)
-        grad = torch.is_grad_enabled()
-        for value in arguments:
-            if value is not None and not _is_plain(value, grad):
-                return op(*arguments)
-        return implementation(*arguments)
+        if _all_plain(arguments, torch.is_grad_enabled()):
+            return implementation(*arguments)
+        return op(*arguments)
 
     return call
