@@ -16,6 +16,18 @@ void route_plan(const TensorView& indices, const TensorView& offsets, const Tens
   route(indices, offsets.shape[0] - 1, offsets.as<int32_t>(), row_token.as<int32_t>(), slot_row.as<int32_t>());
 }
 
+int64_t lowest(const TensorView& integers) {
+  const bool wide = integers.dtype == DType::i64;
+  if ((!wide && integers.dtype != DType::i32) || !integers.contiguous() || integers.numel() == 0)
+    throw Error("lowest: expected contiguous integers, at least one, got " + describe(integers));
+  const auto least = [&](const auto* value) {
+    auto found = value[0];
+    for (int64_t i = 1; i < integers.numel(); ++i) found = value[i] < found ? value[i] : found;
+    return static_cast<int64_t>(found);
+  };
+  return wide ? least(integers.as<const int64_t>()) : least(integers.as<const int32_t>());
+}
+
 void permute(const TensorView& x, const TensorView& offsets, const TensorView& row_token, const TensorView& out,
              int threads) {
   const char* op = "permute";

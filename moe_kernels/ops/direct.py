@@ -29,7 +29,7 @@ _ORDINARY_TENSORS = (
 _ORDINARY_THREADS = (_keys(_KEY.BackendSelect, _KEY.ADInplaceOrView), _keys(_KEY.BackendSelect))
 
 
-def _nobody_listens() -> bool:
+def nobody_listens() -> bool:
     """Whether no mode, transform, tracer, profiler or forward-mode derivative wants to see the op."""
     return (
         torch._C._dispatch_tls_local_include_set().raw_repr() in _ORDINARY_THREADS
@@ -64,7 +64,7 @@ def direct(op: Callable[..., Any], implementation: Callable[..., Any]) -> Callab
 
     def call(*arguments: Any) -> Any:
         # Asked first, because torch.compile takes it for a constant and never sees the rest.
-        if torch.compiler.is_compiling() or not _nobody_listens():
+        if torch.compiler.is_compiling() or not nobody_listens():
             return op(*arguments)
         if _all_plain(arguments, torch.is_grad_enabled()):
             return implementation(*arguments)
