@@ -63,6 +63,8 @@ struct Lora {
     if (args.a.dtype != args.x.dtype || (args.a.strides[2] != 1 && inputs > 1))
       throw Error(std::string(op) + ": A: expected the type of x and a unit stride along H, got " + describe(args.a));
     check_strided(op, "B", args.b, {groups, -1, rank});
+    if (args.b.dtype != args.x.dtype)
+      throw Error(std::string(op) + ": B: expected the type of x, got " + describe(args.b));
     check_type(op, "groups", args.groups, args.groups.dtype == DType::i64 ? DType::i64 : DType::i32, {rows});
     check_type(op, "scaling", args.scaling, DType::f32, {groups});
     if (args.ranks) {
@@ -130,7 +132,8 @@ struct Lora {
     const RowsOut rows_out{out.data, base ? base->data : nullptr, out.dtype, out.shape[1], sorted.row_token.data()};
     const int64_t panels = std::max<int64_t>(PACKED / std::max<int64_t>(kept, 1) / kern.expand_columns, 1);
     const int64_t step = panels * kern.expand_columns;
-    float* packed = static_cast<float*>(thread_scratch(static_cast<size_t>(step * kept) * sizeof(float) + 64));
+    const int64_t floats = step * ((kept + 15) / 16 * 16);
+    float* packed = static_cast<float*>(thread_scratch(static_cast<size_t>(floats) * sizeof(float)));
     for (int64_t at = first; at < first + count; at += step) {
       const int64_t columns = std::min(step, first + count - at);
       kern.pack_expand(packed, all.at(at, 0), columns, kept);

@@ -182,8 +182,8 @@ struct Kernels {
   // Products with a small dimension (low_rank.h): h[i * ldh + r] = Σ_k rows(i, k) · a(r, k) for i < count and r < rank,
   // where a has the type of the rows and col_stride 1;
   void (*shrink)(float* h, int64_t ldh, const Rows& rows, int64_t count, const Operand& a, int64_t rank, int64_t depth);
-  // and out(i, first + j) = Σ_r h[i * ldh + r] · b(j, r) (+ base) for i < count and j < columns, with b packed: rank
-  // floats for each of `columns`, rounded up to a multiple of expand_columns.
+  // and out(i, first + j) = Σ_r h[i * ldh + r] · b(j, r) (+ base) for i < count and j < columns, where b has the type
+  // of the output and is packed: `rank` floats, rounded up to 16, for each of `columns`, rounded up to expand_columns.
   int64_t expand_columns;
   void (*pack_expand)(float* packed, const Operand& b, int64_t columns, int64_t rank);
   void (*expand)(const RowsOut& out, int64_t first, const float* h, int64_t ldh, int64_t count, const float* packed,

@@ -33,6 +33,8 @@ struct OwnForms {
   const Form* int8 = &FLOAT_INT8;
   const Form* int8_int8 = &FLOAT_INT8_INT8;
   decltype(Kernels::shrink) shrink = moe::shrink;
+  decltype(Kernels::pack_expand) pack_expand = moe::pack_expand;
+  decltype(Kernels::expand) expand = moe::expand;
 };
 
 constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
@@ -62,8 +64,8 @@ constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
           sigmoid,
           own.shrink,
           EXPAND_COLUMNS,
-          pack_expand,
-          expand};
+          own.pack_expand,
+          own.expand};
 }
 
 }  // namespace
