@@ -98,14 +98,15 @@ struct Lora {
   }
 
   // h (N, R) = x · A[g]ᵀ, sorted; columns from the group's rank on are not written.
-  void shrink(float* h, const Part& part) const {
+  void shrink(float* h, const Part& part, Upcoming upcoming) const {
     const Operand a{args.a.row(part.group), args.a.dtype, args.a.strides[1], 1, nullptr, 0};
     const Rows x{args.x.data, args.x.dtype, inputs, sorted.row_token.data(), nullptr};
-    kernels().shrink(h + part.first * rank, rank, x.from(part.first), part.count, a, rank_of(part.group), inputs);
+    kernels().shrink(h + part.first * rank, rank, x.from(part.first), part.count, a, rank_of(part.group), inputs,
+                     upcoming);
   }
   void shrink(float* h, int threads) const {
     parallel_for(static_cast<int64_t>(parts.size()), threads_for_products(threads, inputs),
-                 [&](int64_t index) { shrink(h, parts[index]); });
+                 [&](int64_t index) { shrink(h, parts[index], {}); });
   }
 
   // to = scaling[g] · from, row by row, zero in the padding: nothing of it is multiplied, NaN would survive that.
@@ -198,7 +199,8 @@ void grouped_lora(const LoraArguments& args, const TensorView* base, const Tenso
   lora.fill_others(base, out);
   parallel_for(count, used, [&](int64_t index) {
     const Part& part = lora.parts[index];
-    lora.shrink(h, part);
+    const char* b = args.b.row(part.group);
+    lora.shrink(h, part, {b, b + item_size(args.b.dtype) * lora.rank * lora.outputs});
     lora.scale(h, h, part);
     lora.expand(h, args.b, false, base, out, part, 0, lora.outputs);
   });

@@ -35,6 +35,8 @@ inline void shrink_tiles(float* h, int64_t ldh, const Rows& rows, int64_t count,
                          int64_t depth) {
   alignas(64) uint16_t copy[TILES * TILE_SIDE * COPY_PITCH];
   alignas(64) float sums[4][TILE_WORDS];
+  // Rows behind the last one; what they give is not stored.
+  std::memset(copy + count * COPY_PITCH, 0, static_cast<size_t>((TILES * TILE_SIDE - count) * COPY_PITCH) * 2);
   tile_zero<0>();
   tile_zero<1>();
   tile_zero<2>();
@@ -43,9 +45,8 @@ inline void shrink_tiles(float* h, int64_t ldh, const Rows& rows, int64_t count,
   for (int64_t k = 0; k < depth; k += COPY_DEPTH) {
     const int64_t part = depth - k < COPY_DEPTH ? depth - k : COPY_DEPTH;
     const int64_t padded = (part + 2 * PAIR_TILE - 1) / (2 * PAIR_TILE) * (2 * PAIR_TILE);
-    for (int64_t i = 0; i < TILES * TILE_SIDE; ++i) {
-      // Rows behind the last one repeat it; what they give is not stored.
-      const char* from = rows.at(i < count ? i : count - 1, k);
+    for (int64_t i = 0; i < count; ++i) {
+      const char* from = rows.at(i, k);
       float* to = reinterpret_cast<float*>(copy + i * COPY_PITCH);
       for (int64_t j = 0; j < padded; j += PAIR_TILE) {
         __builtin_prefetch(from + (j + COPY_DEPTH) * 2);
@@ -82,9 +83,9 @@ inline void shrink_tiles(float* h, int64_t ldh, const Rows& rows, int64_t count,
 }
 
 inline void shrink_amx(float* h, int64_t ldh, const Rows& rows, int64_t count, const Operand& a, int64_t rank,
-                       int64_t depth) {
+                       int64_t depth, Upcoming upcoming) {
   if (a.dtype != DType::bf16) {
-    shrink(h, ldh, rows, count, a, rank, depth);
+    shrink(h, ldh, rows, count, a, rank, depth, upcoming);
     return;
   }
   // The k of both sums of a number, filled up with zeros.
@@ -94,6 +95,7 @@ inline void shrink_amx(float* h, int64_t ldh, const Rows& rows, int64_t count, c
   for (int64_t r = 0; r < rank; r += TILE_SIDE) {
     const int64_t ranks = rank - r < TILE_SIDE ? rank - r : TILE_SIDE;
     for (int64_t t = 0; t < tiles; ++t) {
+      fetch(upcoming, TILE_SIDE);
       if (t * PAIR_TILE < depth)
         pack_shrink_tile(packed + t * TILE_WORDS, a.at(r, 0), ranks, t * PAIR_TILE, depth);
       else

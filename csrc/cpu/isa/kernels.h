@@ -55,6 +55,12 @@ struct Rows {
   }
 };
 
+// Memory that will be read next: worth fetching meanwhile.
+struct Upcoming {
+  const char* at = nullptr;
+  const char* end = nullptr;
+};
+
 // Rows of an output: row i lies at data + index[i] * stride elements, and is added to the row at base where there is
 // one.
 struct RowsOut {
@@ -181,7 +187,8 @@ struct Kernels {
 
   // Products with a small dimension (low_rank.h): h[i * ldh + r] = Σ_k rows(i, k) · a(r, k) for i < count and r < rank,
   // where a has the type of the rows and col_stride 1;
-  void (*shrink)(float* h, int64_t ldh, const Rows& rows, int64_t count, const Operand& a, int64_t rank, int64_t depth);
+  void (*shrink)(float* h, int64_t ldh, const Rows& rows, int64_t count, const Operand& a, int64_t rank, int64_t depth,
+                 Upcoming upcoming);
   // and out(i, first + j) = Σ_r h[i * ldh + r] · b(j, r) (+ base) for i < count and j < columns, where b has the type
   // of the output and is packed: `rank` floats, rounded up to 16, for each of `columns`, rounded up to expand_columns.
   int64_t expand_columns;

@@ -1,7 +1,8 @@
 // Products with a small dimension: rows times the few rows of A, and those few numbers times B.
 //
 // Neither packs its left operand. A sum is the same whatever rows are computed together: `shrink` adds along k in LANES
-// partial sums, which are added in a fixed tree; `expand` adds in order of r, in runs, and the base at the end.
+// partial sums, stretch by stretch, which are added in a fixed tree; `expand` adds in order of r, in runs, and the base
+// at the end.
 #pragma once
 
 #include "rows.h"
@@ -17,13 +18,19 @@ constexpr int SHRINK_ROWS = 4, SHRINK_RANKS = 2;
 constexpr int EXPAND_ROWS = 4, EXPAND_VECTORS = 2;
 #endif
 
-// k of a row that are worked on at a time: so much of SHRINK_ROWS rows stays in the first-level cache for all of A.
-constexpr int64_t SHRINK_DEPTH = 512;
+// k of a row that are worked on at a time: so much of SHRINK_ROWS rows stays in the first-level cache for all of A, and
+// sums this short keep the rounding error below that of the usual matrix products.
+constexpr int64_t SHRINK_DEPTH = 32 * LANES;
 // Rows of A at a time, a multiple of LANES.
 constexpr int64_t SHRINK_BLOCK = 32;
 // Terms that `expand` adds before they join the sum; keeps the rounding error of large ranks small.
 constexpr int64_t EXPAND_RUN = 64;
 constexpr int64_t EXPAND_COLUMNS = EXPAND_VECTORS * LANES;
+
+MOE_INLINE void fetch(Upcoming& upcoming, int64_t lines) {
+  for (int64_t i = 0; i < lines && upcoming.at < upcoming.end; ++i, upcoming.at += 64)
+    __builtin_prefetch(upcoming.at, 0, 2);
+}
 
 // How values of a type are multiplied: STEP of them at a time.
 template <DType TYPE>
@@ -36,13 +43,13 @@ struct Terms {
 
 // sums[i * SHRINK_BLOCK + r] += the terms [k, k + count) of ROWS rows of x times RANKS rows of A.
 template <class Kind, int ROWS, int RANKS>
-MOE_INLINE void shrink_tile(Vec* sums, const char* const* x, const char* a, int64_t a_stride, int64_t k,
-                            int64_t count) {
+MOE_INLINE void shrink_tile(Vec* sums, const char* const* x, const char* a, int64_t a_stride, int64_t k, int64_t count,
+                            Upcoming& upcoming) {
   Vec acc[ROWS][RANKS];
   const char *row[ROWS], *other[RANKS];
   for (int i = 0; i < ROWS; ++i) {
     row[i] = x[i] + k * Kind::ITEM;
-    for (int r = 0; r < RANKS; ++r) acc[i][r] = sums[i * SHRINK_BLOCK + r];
+    for (int r = 0; r < RANKS; ++r) acc[i][r] = Vec{};
   }
   for (int r = 0; r < RANKS; ++r) other[r] = a + r * a_stride + k * Kind::ITEM;
   const auto step = [&](auto&& get, int64_t at) {
@@ -57,20 +64,22 @@ MOE_INLINE void shrink_tile(Vec* sums, const char* const* x, const char* a, int6
     }
   };
   int64_t j = 0;
-  for (; j + Kind::STEP <= count; j += Kind::STEP)
+  for (; j + Kind::STEP <= count; j += Kind::STEP) {
+    fetch(upcoming, RANKS);
     step([](const char* p) __attribute__((always_inline)) { return Kind::get(p); }, j * Kind::ITEM);
+  }
   if (j < count) step([&](const char* p) { return Kind::get_first(p, count - j); }, j * Kind::ITEM);
   for (int i = 0; i < ROWS; ++i)
-    for (int r = 0; r < RANKS; ++r) sums[i * SHRINK_BLOCK + r] = acc[i][r];
+    for (int r = 0; r < RANKS; ++r) sums[i * SHRINK_BLOCK + r] += acc[i][r];
 }
 
 template <class Kind, int ROWS, int RANKS = SHRINK_RANKS>
 inline void shrink_ranks(Vec* sums, const char* const* x, const char* a, int64_t a_stride, int64_t k, int64_t count,
-                         int64_t ranks) {
+                         int64_t ranks, Upcoming& upcoming) {
   if (ranks >= RANKS)
-    shrink_tile<Kind, ROWS, RANKS>(sums, x, a, a_stride, k, count);
+    shrink_tile<Kind, ROWS, RANKS>(sums, x, a, a_stride, k, count, upcoming);
   else if constexpr (RANKS > 1)
-    shrink_ranks<Kind, ROWS, RANKS - 1>(sums, x, a, a_stride, k, count, ranks);
+    shrink_ranks<Kind, ROWS, RANKS - 1>(sums, x, a, a_stride, k, count, ranks, upcoming);
 }
 
 // Lane i of the result is the sum of v[i]'s lanes, in the tree of sum_lanes.
@@ -86,12 +95,12 @@ MOE_INLINE Vec sums_of(Vec (&v)[LANES]) {
 // h[i * ldh + r] for ROWS rows and at most SHRINK_BLOCK rows of A.
 template <class Kind, int ROWS>
 inline void shrink_rows(float* h, int64_t ldh, const char* const* x, const char* a, int64_t a_stride, int64_t ranks,
-                        int64_t depth) {
+                        int64_t depth, Upcoming& upcoming) {
   Vec sums[ROWS * SHRINK_BLOCK] = {};
   for (int64_t k = 0; k < depth; k += SHRINK_DEPTH) {
     const int64_t count = depth - k < SHRINK_DEPTH ? depth - k : SHRINK_DEPTH;
     for (int64_t r = 0; r < ranks; r += SHRINK_RANKS)
-      shrink_ranks<Kind, ROWS>(sums + r, x, a + r * a_stride, a_stride, k, count, ranks - r);
+      shrink_ranks<Kind, ROWS>(sums + r, x, a + r * a_stride, a_stride, k, count, ranks - r, upcoming);
   }
   for (int i = 0; i < ROWS; ++i)
     for (int64_t r = 0; r < ranks; r += LANES) {
@@ -103,33 +112,33 @@ inline void shrink_rows(float* h, int64_t ldh, const char* const* x, const char*
 
 template <class Kind, int ROWS = SHRINK_ROWS>
 inline void shrink_some(float* h, int64_t ldh, const char* const* x, int64_t rows, const char* a, int64_t a_stride,
-                        int64_t ranks, int64_t depth) {
+                        int64_t ranks, int64_t depth, Upcoming& upcoming) {
   if (rows >= ROWS)
-    shrink_rows<Kind, ROWS>(h, ldh, x, a, a_stride, ranks, depth);
+    shrink_rows<Kind, ROWS>(h, ldh, x, a, a_stride, ranks, depth, upcoming);
   else if constexpr (ROWS > 1)
-    shrink_some<Kind, ROWS - 1>(h, ldh, x, rows, a, a_stride, ranks, depth);
+    shrink_some<Kind, ROWS - 1>(h, ldh, x, rows, a, a_stride, ranks, depth, upcoming);
 }
 
 template <class Kind>
 inline void shrink_as(float* h, int64_t ldh, const Rows& rows, int64_t count, const Operand& a, int64_t rank,
-                      int64_t depth) {
+                      int64_t depth, Upcoming& upcoming) {
   for (int64_t i = 0; i < count; i += SHRINK_ROWS) {
     const char* x[SHRINK_ROWS];
     for (int64_t m = 0; m < SHRINK_ROWS; ++m) x[m] = i + m < count ? rows.at(i + m, 0) : nullptr;
     for (int64_t r = 0; r < rank; r += SHRINK_BLOCK)
       shrink_some<Kind>(h + i * ldh + r, ldh, x, count - i, a.base + r * a.row_stride * Kind::ITEM,
-                        a.row_stride * Kind::ITEM, rank - r < SHRINK_BLOCK ? rank - r : SHRINK_BLOCK, depth);
+                        a.row_stride * Kind::ITEM, rank - r < SHRINK_BLOCK ? rank - r : SHRINK_BLOCK, depth, upcoming);
   }
 }
 
 inline void shrink(float* h, int64_t ldh, const Rows& rows, int64_t count, const Operand& a, int64_t rank,
-                   int64_t depth) {
+                   int64_t depth, Upcoming upcoming) {
   if (a.dtype == DType::f32)
-    shrink_as<Terms<DType::f32>>(h, ldh, rows, count, a, rank, depth);
+    shrink_as<Terms<DType::f32>>(h, ldh, rows, count, a, rank, depth, upcoming);
   else if (a.dtype == DType::bf16)
-    shrink_as<Terms<DType::bf16>>(h, ldh, rows, count, a, rank, depth);
+    shrink_as<Terms<DType::bf16>>(h, ldh, rows, count, a, rank, depth, upcoming);
   else
-    shrink_as<Terms<DType::f16>>(h, ldh, rows, count, a, rank, depth);
+    shrink_as<Terms<DType::f16>>(h, ldh, rows, count, a, rank, depth, upcoming);
 }
 
 // packed[panel][r][j] = b(panel * EXPAND_COLUMNS + j, r), zero behind the last column.

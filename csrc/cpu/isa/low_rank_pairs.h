@@ -16,11 +16,11 @@ struct PairTerms {
 static_assert(SHRINK_DEPTH % PairTerms::STEP == 0, "only the end of a row is a part of a vector");
 
 inline void shrink_pairs(float* h, int64_t ldh, const Rows& rows, int64_t count, const Operand& a, int64_t rank,
-                         int64_t depth) {
+                         int64_t depth, Upcoming upcoming) {
   if (a.dtype == DType::bf16)
-    shrink_as<PairTerms>(h, ldh, rows, count, a, rank, depth);
+    shrink_as<PairTerms>(h, ldh, rows, count, a, rank, depth, upcoming);
   else
-    shrink(h, ldh, rows, count, a, rank, depth);
+    shrink(h, ldh, rows, count, a, rank, depth, upcoming);
 }
 
 }  // namespace
