@@ -85,7 +85,7 @@ def _is_fake(value: Tensor) -> bool:
 
 
 def _lowest(value: Tensor) -> int:
-    """The least of the integers on a CPU, without what a reduction of torch costs: as much as the smallest of the ops."""
+    """The least of integers on a CPU. A reduction of torch costs as much as the smallest of the ops."""
     module = native()[0]
     if module is None or not value.is_contiguous():
         return int(value.min())

@@ -58,8 +58,8 @@ def _all_plain(values: Iterable[Any], grad: bool) -> bool:
 def direct(op: Callable[..., Any], implementation: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that does as `op` does, and calls its implementation at once where nothing lies between.
 
-    That is so in eager mode for CPU tensors, if no gradient is recorded. Elsewhere the registered op is called. A kernel
-    that somebody else has registered for the op is met there only.
+    That is so in eager mode for CPU tensors, if no gradient is recorded. Elsewhere the registered op is called. A
+    kernel that somebody else has registered for the op is met there only.
     """
 
     def call(*arguments: Any) -> Any:
