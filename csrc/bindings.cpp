@@ -68,6 +68,7 @@ void bind_gating(py::module_& m) {
 
 void bind_rows(py::module_& m) {
   m.def("route", &moe::route_plan, Unlocked());
+  m.def("lowest", &moe::lowest);
   m.def("permute", &moe::permute, Unlocked());
   m.def("unpermute", &moe::unpermute, Unlocked());
   m.def("unpermute_backward", &moe::unpermute_backward, Unlocked());

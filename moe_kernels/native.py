@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -11,9 +12,8 @@ from torch import Tensor
 _module: ModuleType | None
 _reason: str | None
 try:
-    from moe_kernels import _C as _module  # type: ignore[attr-defined,no-redef]
-
-    _reason = None
+    # By name: an import statement would put the package's __init__ into a circle, as a type checker sees it.
+    _module, _reason = import_module("moe_kernels._C"), None
 except ImportError as error:
     _module, _reason = None, f"the native core moe_kernels._C cannot be imported: {error}"
 
@@ -28,6 +28,10 @@ DTYPE_CODES: dict[torch.dtype, int] = {
     torch.uint8: 6,
     torch.int8: 7,
 }
+
+
+# Several are made in each call of an op, so that even looking the name up shows.
+_view: Any = getattr(_module, "View", None)
 
 
 def native() -> tuple[ModuleType | None, str | None]:
@@ -46,7 +50,7 @@ def view(tensor: Tensor) -> Any:
 
     The view does not keep the tensor alive.
     """
-    return core().View(tensor.data_ptr(), tensor.shape, tensor.stride(), DTYPE_CODES[tensor.dtype])
+    return _view(tensor.data_ptr(), tensor.shape, tensor.stride(), DTYPE_CODES[tensor.dtype])
 
 
 def view_or_none(tensor: Tensor | None) -> Any:

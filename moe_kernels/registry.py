@@ -66,10 +66,12 @@ BACKENDS: tuple[Backend, ...] = (
 )
 
 
+_BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+
 def _find(name: str) -> Backend:
-    for backend in BACKENDS:
-        if backend.name == name:
-            return backend
+    if name in _BY_NAME:
+        return _BY_NAME[name]
     known = ", ".join(repr(b.name) for b in BACKENDS)
     raise ValueError(f"backend: expected one of {known} or None, got {name!r}")
 
@@ -80,7 +82,7 @@ def why_not(name: str, op: str, *tensors: torch.Tensor | None) -> str | None:
         module = _find(name).load()
     except ImportError as error:
         return f"not importable: {error}"
-    return module.supports(op, *(t for t in tensors if t is not None))
+    return module.supports(op, *[t for t in tensors if t is not None])
 
 
 @cache
@@ -131,7 +133,8 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, batch_in
         usable = [b.name for b in BACKENDS if problem(b.name) is None]
         raise BackendUnavailable(f"{op}: backend {forced!r} cannot serve this call: {reason}; usable: {usable}")
     reasons = {}
-    for name in preferred(op, next((t for t in tensors if t is not None), None)):
+    first = tensors[0] if tensors and tensors[0] is not None else next((t for t in tensors if t is not None), None)
+    for name in preferred(op, first):
         reasons[name] = problem(name)
         if reasons[name] is None:
             return name

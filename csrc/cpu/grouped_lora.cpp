@@ -1,15 +1,13 @@
-// grouped_lora, forward and backward: rows routed by group, then two grouped products with the float32 shrink between.
+// grouped_lora, forward and backward: rows routed by group, then the shrink x·Aᵀ in float32 and the expand h·Bᵀ.
 #include "grouped_lora.h"
 
 #include <algorithm>
-#include <set>
 #include <string>
 #include <vector>
 
+#include "blocks.h"
 #include "common/error.h"
-#include "common/scratch.h"
 #include "ops.h"
-#include "plan.h"
 
 namespace moe {
 namespace {
@@ -39,17 +37,34 @@ struct SortedRows {
   std::vector<int32_t> slot_row;   // (N): where that row of x went, or -1
 };
 
+// Rows of one group that a thread works on together: their part of x stays in the second-level cache, and what packing
+// B costs is small beside the products.
+constexpr int64_t PART_ROWS = 96;
+// Parts are multiples of the tiles' rows.
+constexpr int64_t PART_QUANTUM = 12;
+// Floats of B that are packed at a time: a half of the first-level cache.
+constexpr int64_t PACKED = 6 * 1024;
+
+struct Part {
+  int64_t group, first, count;  // rows as sorted
+};
+
 struct Lora {
   Lora(const char* op, const LoraArguments& args)
       : args(args),
         groups(args.a.shape[0]),
         rank(args.a.shape[1]),
+        inputs(args.x.shape[1]),
         outputs(args.b.shape[1]),
         rows(args.x.shape[0]),
         sorted(groups) {
     check_float(op, "x", args.x, {-1, -1});
-    check_strided(op, "A", args.a, {-1, -1, args.x.shape[1]});
+    check_strided(op, "A", args.a, {-1, -1, inputs});
+    if (args.a.dtype != args.x.dtype || (args.a.strides[2] != 1 && inputs > 1))
+      throw Error(std::string(op) + ": A: expected the type of x and a unit stride along H, got " + describe(args.a));
     check_strided(op, "B", args.b, {groups, -1, rank});
+    if (args.b.dtype != args.x.dtype)
+      throw Error(std::string(op) + ": B: expected the type of x, got " + describe(args.b));
     check_type(op, "groups", args.groups, args.groups.dtype == DType::i64 ? DType::i64 : DType::i32, {rows});
     check_type(op, "scaling", args.scaling, DType::f32, {groups});
     if (args.ranks) {
@@ -63,77 +78,103 @@ struct Lora {
     sorted.slot_row.resize(rows);
     const TensorView slots = contiguous(args.groups.data, args.groups.dtype, {rows, 1});
     route(slots, groups, sorted.offsets.data(), sorted.row_token.data(), sorted.slot_row.data());
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t first = sorted.offsets[g], count = sorted.offsets[g + 1] - first;
+      if (count == 0) continue;
+      ++hit;
+      const int64_t pieces = (count + PART_ROWS - 1) / PART_ROWS, even = (count + pieces - 1) / pieces;
+      const int64_t size = (even + PART_QUANTUM - 1) / PART_QUANTUM * PART_QUANTUM;
+      for (int64_t at = 0; at < count; at += size) parts.push_back({g, first + at, std::min(size, count - at)});
+    }
   }
 
   int64_t rank_of(int64_t g) const { return args.ranks ? args.ranks->as<const int32_t>()[g] : rank; }
   TensorView low(const float* h) const { return contiguous(h, DType::f32, {rows, rank}); }
+  int threads_for_products(int threads, int64_t width) const {
+    const double size = static_cast<double>(rank) * static_cast<double>(width);
+    const double moved = static_cast<double>(rows) * static_cast<double>(width) / 8.0;
+    return threads_for(threads,
+                       moved + product_time(size * static_cast<double>(hit), size * static_cast<double>(rows)));
+  }
 
-  // h (N, R) = x · A[g]ᵀ, sorted; the padding of mixed ranks has whatever A's padding gives.
+  // h (N, R) = x · A[g]ᵀ, sorted; columns from the group's rank on are not written.
+  void shrink(float* h, const Part& part, Upcoming upcoming) const {
+    const Operand a{args.a.row(part.group), args.a.dtype, args.a.strides[1], 1, nullptr, 0};
+    const Rows x{args.x.data, args.x.dtype, inputs, sorted.row_token.data(), nullptr};
+    kernels().shrink(h + part.first * rank, rank, x.from(part.first), part.count, a, rank_of(part.group), inputs,
+                     upcoming);
+  }
   void shrink(float* h, int threads) const {
-    const TensorView offsets = sorted.offsets_view(), row_token = sorted.row_token_view();
-    grouped_mm({args.x, Weight(args.a, false), offsets, &row_token, nullptr, nullptr, nullptr}, nullptr, low(h),
-               threads);
+    parallel_for(static_cast<int64_t>(parts.size()), threads_for_products(threads, inputs),
+                 [&](int64_t index) { shrink(h, parts[index], {}); });
   }
 
   // to = scaling[g] · from, row by row, zero in the padding: nothing of it is multiplied, NaN would survive that.
-  void scale(float* to, const float* from) const {
-    for (int64_t g = 0; g < groups; ++g) {
-      const float factor = args.scaling.as<const float>()[g];
-      const int64_t kept = rank_of(g);
-      for (int64_t n = sorted.offsets[g]; n < sorted.offsets[g + 1]; ++n) {
-        for (int64_t r = 0; r < kept; ++r) to[n * rank + r] = factor * from[n * rank + r];
-        std::fill(to + n * rank + kept, to + (n + 1) * rank, 0.0f);
-      }
+  void scale(float* to, const float* from, const Part& part) const {
+    const float factor = args.scaling.as<const float>()[part.group];
+    const int64_t kept = rank_of(part.group);
+    for (int64_t n = part.first; n < part.first + part.count; ++n) {
+      for (int64_t r = 0; r < kept; ++r) to[n * rank + r] = factor * from[n * rank + r];
+      std::fill(to + n * rank + kept, to + (n + 1) * rank, 0.0f);
     }
   }
+  void scale(float* to, const float* from) const {
+    for (const Part& part : parts) scale(to, from, part);
+  }
 
-  // out = h · w[g] (+ base), back in the order of x: B (G, O, R) for the delta, A (G, R, H) `transposed` for dx.
+  // out[:, first : first + count] = h · w[g] (+ base), back in the order of x: B (G, O, R) for the delta, A (G, R, H)
+  // `transposed` for dx.
+  void expand(const float* h, const TensorView& w, bool transposed, const TensorView* base, const TensorView& out,
+              const Part& part, int64_t first, int64_t count) const {
+    const Kernels& kern = kernels();
+    const int64_t kept = rank_of(part.group);
+    const Operand all{w.row(part.group), w.dtype, w.strides[transposed ? 2 : 1], w.strides[transposed ? 1 : 2],
+                      nullptr,           0};
+    const RowsOut rows_out{out.data, base ? base->data : nullptr, out.dtype, out.shape[1], sorted.row_token.data()};
+    const int64_t panels = std::max<int64_t>(PACKED / std::max<int64_t>(kept, 1) / kern.expand_columns, 1);
+    const int64_t step = panels * kern.expand_columns;
+    const int64_t floats = step * ((kept + 15) / 16 * 16);
+    float* packed = static_cast<float*>(thread_scratch(static_cast<size_t>(floats) * sizeof(float)));
+    for (int64_t at = first; at < first + count; at += step) {
+      const int64_t columns = std::min(step, first + count - at);
+      kern.pack_expand(packed, all.at(at, 0), columns, kept);
+      kern.expand(rows_out.from(part.first), at, h + part.first * rank, rank, part.count, packed, kept, columns);
+    }
+  }
+  // The same for all parts and columns, and what rows without a group get.
   void expand(const float* h, const TensorView& w, bool transposed, const TensorView* base, const TensorView& out,
               int threads) const {
-    std::set<int64_t> ranks;
-    for (int64_t g = 0; args.ranks && g < groups; ++g)
-      if (sorted.offsets[g] < sorted.offsets[g + 1]) ranks.insert(rank_of(g));
-    if (ranks.empty() || (ranks.size() == 1 && *ranks.begin() == rank)) {
-      const TensorView offsets = sorted.offsets_view(), slot_row = sorted.slot_row_view();
-      grouped_mm({low(h), Weight(w, transposed), offsets, nullptr, nullptr, nullptr, &slot_row}, base, out, threads);
-      return;
-    }
-    // The padding may hold anything, so each rank that occurs is a product of its own, with w cut to it.
-    for (int64_t r : ranks) {
-      TensorView cut = w;
-      cut.shape[transposed ? 1 : 2] = r;
-      expand_rank(h, r, cut, transposed, base, out, threads);
-      base = &out;
+    const int64_t width = out.shape[1], columns = kernels().expand_columns, wanted = threads > 1 ? 4 * threads : 1;
+    const int64_t count = static_cast<int64_t>(parts.size());
+    // Fewer parts than threads could use are cut along the columns.
+    int64_t block = std::max<int64_t>(width, 1);
+    while (block > columns && count * ((width + block - 1) / block) < wanted)
+      block = (block / 2 + columns - 1) / columns * columns;
+    const int64_t blocks = (width + block - 1) / block;
+    fill_others(base, out);
+    parallel_for(count * blocks, threads_for_products(threads, width), [&](int64_t index) {
+      const int64_t first = index % blocks * block;
+      expand(h, w, transposed, base, out, parts[index / blocks], first, std::min(block, width - first));
+    });
+  }
+
+  // Rows without a group have no delta.
+  void fill_others(const TensorView* base, const TensorView& out) const {
+    const size_t bytes = static_cast<size_t>(out.shape[1] * item_size(out.dtype));
+    for (int64_t n = 0; n < rows; ++n) {
+      if (sorted.slot_row[n] >= 0) continue;
+      if (!base)
+        std::memset(out.row(n), 0, bytes);
+      else if (base->data != out.data)
+        std::memcpy(out.row(n), base->row(n), bytes);
     }
   }
 
   const LoraArguments& args;
-  int64_t groups, rank, outputs, rows;  // G, R, O, N
+  int64_t groups, rank, inputs, outputs, rows;  // G, R, H, O, N
   SortedRows sorted;
-
- private:
-  // expand for the groups of rank r; the other rows get base alone.
-  void expand_rank(const float* h, int64_t r, const TensorView& w, bool transposed, const TensorView* base,
-                   const TensorView& out, int threads) const {
-    SortedRows part(groups);
-    std::vector<int32_t> part_row(rows, -1);
-    for (int64_t g = 0; g < groups; ++g) {
-      part.offsets[g + 1] = part.offsets[g];
-      if (rank_of(g) != r) continue;
-      for (int64_t n = sorted.offsets[g]; n < sorted.offsets[g + 1]; ++n) part_row[n] = part.offsets[g + 1]++;
-    }
-    part.slot_row.assign(rows, -1);
-    for (int64_t n = 0; n < rows; ++n)
-      if (sorted.slot_row[n] >= 0) part.slot_row[n] = part_row[sorted.slot_row[n]];
-    const int64_t part_rows = part.offsets[groups];
-    Workspace workspace(Workspace::padded<float>(part_rows * r));
-    float* cut = workspace.take<float>(part_rows * r);
-    for (int64_t n = 0; n < rows; ++n)
-      if (part_row[n] >= 0) std::copy(h + n * rank, h + n * rank + r, cut + part_row[n] * r);
-    const TensorView x = contiguous(cut, DType::f32, {part_rows, r});
-    const TensorView offsets = part.offsets_view(), slot_row = part.slot_row_view();
-    grouped_mm({x, Weight(w, transposed), offsets, nullptr, nullptr, nullptr, &slot_row}, base, out, threads);
-  }
+  std::vector<Part> parts;
+  int64_t hit = 0;  // groups that have rows
 };
 
 }  // namespace
@@ -142,12 +183,27 @@ void grouped_lora(const LoraArguments& args, const TensorView* base, const Tenso
   const char* op = "grouped_lora";
   const Lora lora(op, args);
   check_float(op, "out", out, {lora.rows, lora.outputs});
-  if (base) check_float(op, "base", *base, {lora.rows, lora.outputs});
+  if (base) check_type(op, "base", *base, out.dtype, {lora.rows, lora.outputs});
+  prefer_huge_pages(out.data, static_cast<size_t>(out.numel() * item_size(out.dtype)));
   Workspace workspace(Workspace::padded<float>(lora.rows * lora.rank));
   float* h = workspace.take<float>(lora.rows * lora.rank);
-  lora.shrink(h, threads);
-  lora.scale(h, h);
-  lora.expand(h, args.b, false, base, out, threads);
+  const int64_t count = static_cast<int64_t>(lora.parts.size());
+  const int used = lora.threads_for_products(threads, lora.inputs + lora.outputs);
+  if (count < 2 * used) {
+    lora.shrink(h, threads);
+    lora.scale(h, h);
+    lora.expand(h, args.b, false, base, out, threads);
+    return;
+  }
+  // Enough parts for all threads: each is finished at once.
+  lora.fill_others(base, out);
+  parallel_for(count, used, [&](int64_t index) {
+    const Part& part = lora.parts[index];
+    const char* b = args.b.row(part.group);
+    lora.shrink(h, part, {b, b + item_size(args.b.dtype) * lora.rank * lora.outputs});
+    lora.scale(h, h, part);
+    lora.expand(h, args.b, false, base, out, part, 0, lora.outputs);
+  });
 }
 
 void grouped_lora_backward(const TensorView& grad, const LoraArguments& args, const LoraGradients& gradients,

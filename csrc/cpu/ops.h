@@ -33,6 +33,9 @@ void topk_gating_backward(const TensorView& grad_weights, const TensorView& grad
 void route_plan(const TensorView& indices, const TensorView& offsets, const TensorView& row_token,
                 const TensorView& slot_row);
 
+// The least of int32 or int64.
+int64_t lowest(const TensorView& integers);
+
 void permute(const TensorView& x, const TensorView& offsets, const TensorView& row_token, const TensorView& out,
              int threads);
 void unpermute(const TensorView& rows, const TensorView& slot_row, const TensorView* weights, const TensorView& out,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_kernels import validation
+from moe_kernels.ops.direct import nobody_listens
 from moe_kernels.ops.registration import define, needs_grad, under_autocast, weight_dtype
 from moe_kernels.registry import kernel
 
@@ -113,9 +115,18 @@ _in_place_op = define(
 )
 
 
+@lru_cache(maxsize=256)
+def _factors(scaling: float, groups: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((groups,), scaling, dtype=dtype, device="cpu")
+
+
 def _as_tensor(scaling: Tensor | float, x: Tensor, A: Tensor) -> Tensor:
     if isinstance(scaling, Tensor):
         return scaling.to(weight_dtype(x))
+    # The same few numbers come again in every call, and nothing writes to them.
+    if x.is_cpu and not torch.compiler.is_compiling() and nobody_listens():
+        return _factors(float(scaling), A.shape[0], weight_dtype(x))
     return torch.full(A.shape[:1], scaling, dtype=weight_dtype(x), device=x.device)
 
 

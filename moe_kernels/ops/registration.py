@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_kernels.ops.direct import direct
 from moe_kernels.quantized_weights import QuantizedWeight
 
 LIBRARY = torch.library.Library("moe_kernels", "DEF")
@@ -22,7 +23,7 @@ def define(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Any:
-    """Define a functional op, opaque to torch.compile, and return its callable.
+    """Define a functional op, opaque to torch.compile, and return what calls it.
 
     Args:
         name: the op's name in `torch.ops.moe_kernels`.
@@ -38,7 +39,7 @@ def define(
     torch.library.register_fake(qualified, shapes, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
-    return getattr(torch.ops.moe_kernels, name).default
+    return direct(getattr(torch.ops.moe_kernels, name).default, implementation)
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

@@ -112,6 +112,33 @@ def test_arguments_need_not_be_contiguous(backend, dtype):
     assert_close(base, want.double())
 
 
+def test_infinities_stay(backend, dtype):
+    x, A, B = torch.ones(2, 40, dtype=dtype), torch.ones(1, 3, 40, dtype=dtype), torch.ones(1, 5, 3, dtype=dtype)
+    x[0, 7] = torch.inf
+    got = grouped_lora(x, A, B, torch.zeros(2, dtype=torch.int32), backend=backend)
+    assert torch.equal(got, torch.tensor([[torch.inf], [120.0]]).to(dtype).expand(2, 5))
+
+
+def test_one_number_for_all_groups_in_inference_and_then_in_training(backend):
+    x, A, B, groups, _, _ = draw(5, 3, 4, torch.float32)
+    with torch.inference_mode():
+        want = grouped_lora(x, A, B, groups, 0.375, backend=backend)
+    got = grouped_lora(x, A.requires_grad_(), B, groups, 0.375, backend=backend)
+    assert torch.equal(got, want)
+    got.sum().backward()
+
+
+@native_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("R", [3, 16, 40])
+def test_the_layout_of_the_factors_changes_no_bit(R, dtype):
+    x, A, B, groups, scaling, _ = draw(90, 3, R, dtype, H=90, O=70)
+    want = grouped_lora(x, A, B, groups, scaling, backend="cpu")
+    groups_last = B.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for a, b in ((A.mT.contiguous().mT, B), (A, B.mT.contiguous().mT), (A, groups_last)):
+        assert torch.equal(grouped_lora(x, a, b, groups, scaling, backend="cpu"), want)
+
+
 @pytest.mark.parametrize("mixed", [False, True], ids=["one-rank", "mixed"])
 def test_in_place(backend, dtype, mixed):
     x, A, B, groups, scaling, ranks = draw(100, 8, 5, dtype, mixed=mixed)

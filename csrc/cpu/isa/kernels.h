@@ -55,6 +55,28 @@ struct Rows {
   }
 };
 
+// Memory that will be read next: worth fetching meanwhile.
+struct Upcoming {
+  const char* at = nullptr;
+  const char* end = nullptr;
+};
+
+// Rows of an output: row i lies at data + index[i] * stride elements, and is added to the row at base where there is
+// one.
+struct RowsOut {
+  char* data = nullptr;
+  const char* base = nullptr;
+  DType dtype = DType::f32;
+  int64_t stride = 0;
+  const int32_t* index = nullptr;
+
+  RowsOut from(int64_t first) const {
+    RowsOut rest = *this;
+    rest.index += first;
+    return rest;
+  }
+};
+
 enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4, gpt_oss = 5 };
 
 // What the softmax of one row of logits gives besides its entries.
@@ -173,6 +195,17 @@ struct Kernels {
   RowStatistics (*softmax)(float* p, const float* logits, int64_t padded);
   // out = 1 / (1 + exp(-x)), in whole vectors.
   void (*sigmoid)(float* out, const float* x, int64_t padded);
+
+  // Products with a small dimension (low_rank.h): h[i * ldh + r] = Σ_k rows(i, k) · a(r, k) for i < count and r < rank,
+  // where a has the type of the rows and col_stride 1;
+  void (*shrink)(float* h, int64_t ldh, const Rows& rows, int64_t count, const Operand& a, int64_t rank, int64_t depth,
+                 Upcoming upcoming);
+  // and out(i, first + j) = Σ_r h[i * ldh + r] · b(j, r) (+ base) for i < count and j < columns, where b has the type
+  // of the output and is packed: `rank` floats, rounded up to 16, for each of `columns`, rounded up to expand_columns.
+  int64_t expand_columns;
+  void (*pack_expand)(float* packed, const Operand& b, int64_t columns, int64_t rank);
+  void (*expand)(const RowsOut& out, int64_t first, const float* h, int64_t ldh, int64_t count, const float* packed,
+                 int64_t rank, int64_t columns);
 };
 
 }  // namespace moe

@@ -1,11 +1,14 @@
 // AMX, with AVX-512 for everything that is no product of matrices.
 #define MOE_ISA_AVX512 1
 #include "amx_int8.h"
+#include "amx_low_rank.h"
 #include "amx_pairs.h"
 #include "stream.h"
 #include "table.h"
 
 namespace moe {
 extern const Kernels kernels_amx;
-const Kernels kernels_amx = make_table("amx", {&AMX_PAIRS, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, stream_transposed});
+const Kernels kernels_amx =
+    make_table("amx", {&AMX_PAIRS, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, shrink_amx, pack_expand_amx, expand_amx,
+                       stream_transposed});
 }  // namespace moe

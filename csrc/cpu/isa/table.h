@@ -3,6 +3,7 @@
 
 #include "activation.h"
 #include "floats.h"
+#include "low_rank.h"
 #include "quantized.h"
 #include "rows.h"
 #include "softmax.h"
@@ -31,6 +32,9 @@ struct OwnForms {
   const Form* nf4 = &FLOAT_NF4;
   const Form* int8 = &FLOAT_INT8;
   const Form* int8_int8 = &FLOAT_INT8_INT8;
+  decltype(Kernels::shrink) shrink = moe::shrink;
+  decltype(Kernels::pack_expand) pack_expand = moe::pack_expand;
+  decltype(Kernels::expand) expand = moe::expand;
   decltype(Kernels::stream_transposed) stream_transposed = scatter_transposed;
 };
 
@@ -59,7 +63,11 @@ constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
           activate,
           activate_backward,
           softmax,
-          sigmoid};
+          sigmoid,
+          own.shrink,
+          EXPAND_COLUMNS,
+          own.pack_expand,
+          own.expand};
 }
 
 }  // namespace

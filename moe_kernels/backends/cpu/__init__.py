@@ -19,7 +19,7 @@ def supports(op: str, *tensors: Tensor) -> str | None:
     if op.endswith("_quantized") and not hasattr(module, "Quantized"):
         return f"the native core was built without {op}"
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"it serves CPU tensors, not {tensor.device}"
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"it has no kernels for {str(tensor.dtype).removeprefix('torch.')}"

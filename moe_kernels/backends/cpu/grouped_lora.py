@@ -9,6 +9,11 @@ from moe_kernels.backends.cpu.arguments import result, rows, rows_or_none, weigh
 from moe_kernels.native import core, view, view_or_none
 
 
+def _rows_last(A: Tensor) -> Tensor:
+    """Return A (G, R, H) with its rows in one piece: the kernels read it in place."""
+    return A if A.stride(2) == 1 else A.contiguous()
+
+
 def grouped_lora_cpu(
     x: Tensor,
     A: Tensor,
@@ -19,7 +24,8 @@ def grouped_lora_cpu(
     base: Tensor | None,
 ) -> Tensor:
     """Return the delta (N, O), or `base` with the delta added in place (see `moe_kernels.grouped_lora`)."""
-    x, A, B, groups, scaling, ranks = rows(x), weight(A), weight(B), rows(groups), rows(scaling), rows_or_none(ranks)
+    x, A, B = rows(x), _rows_last(A), weight(B)
+    groups, scaling, ranks = rows(groups), rows(scaling), rows_or_none(ranks)
     out = result(x, (x.shape[0], B.shape[1])) if base is None else rows(base)
     core().grouped_lora(
         view(x),
@@ -48,7 +54,7 @@ def grouped_lora_backward_cpu(
     need: list[bool],
 ) -> tuple[Tensor, ...]:
     """Return the gradients of x, A, B and scaling; empty where not needed."""
-    grad, x, A, B = rows(grad), rows(x), weight(A), weight(B)
+    grad, x, A, B = rows(grad), rows(x), _rows_last(A), weight(B)
     groups, scaling, ranks = rows(groups), rows(scaling), rows_or_none(ranks)
     grads = tuple(result(t, t.shape, needed) for t, needed in zip((x, A, B, scaling), need, strict=True))
     core().grouped_lora_backward(
