@@ -1,10 +1,17 @@
 // AMX, with AVX-512 for everything that is no product of matrices.
 #define MOE_ISA_AVX512 1
 #include "amx_int8.h"
+#include "amx_outer.h"
 #include "amx_pairs.h"
+#include "amx_rows.h"
 #include "table.h"
 
 namespace moe {
+namespace {
+constexpr RowForm AMX_ROWS = {rows_product_amx, outer_product_amx, outer_block_amx, rows_scratch_amx,
+                              outer_scratch_amx};
+}  // namespace
+
 extern const Kernels kernels_amx;
-const Kernels kernels_amx = make_table("amx", {&AMX_PAIRS, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8});
+const Kernels kernels_amx = make_table("amx", {&AMX_PAIRS, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, &AMX_ROWS});
 }  // namespace moe

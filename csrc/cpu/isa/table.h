@@ -31,6 +31,7 @@ struct OwnForms {
   const Form* nf4 = &FLOAT_NF4;
   const Form* int8 = &FLOAT_INT8;
   const Form* int8_int8 = &FLOAT_INT8_INT8;
+  const RowForm* rows = nullptr;
 };
 
 constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
@@ -43,6 +44,7 @@ constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
           own.int8,
           &FLOAT_INT8,
           own.int8_int8,
+          own.rows,
           gather_transposed,
           scatter_transposed,
           load_row,
