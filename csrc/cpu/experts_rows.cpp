@@ -36,14 +36,13 @@ void activation_backward_by_rows(const Kernels& kern, const ExpertShape& shape, 
                                  const Rows& grad, const TensorView& pre, const Chunks& chunks, const float* row_weight,
                                  const InnerRows& inner, int threads) {
   const bool quantized = shape.down.quantized != nullptr;
-  const RowTasks tasks(*kern.rows, chunks, shape.inner, PARTIAL, quantized ? BLOCK_ROWS : shape.inner + PARTIAL,
-                       threads);
+  const RowTasks tasks(chunks, shape.inner, PARTIAL, quantized ? BLOCK_ROWS : shape.inner + PARTIAL, threads);
   const int64_t N = shape.rows(), columns = tasks.columns, weight_floats = shape.down.backward_floats(columns);
-  for_each_task(tasks.list, threads, [&](const Task& task, const Task* next) {
+  for_each_task(tasks.list, threads, [&](const Task& task, const Task*) {
     const Chunk& chunk = chunks.list[task.chunk];
     RowScratch scratch(*kern.rows, tasks, RowBuffers::floats(columns) + weight_floats);
     const RowBuffers row(scratch.more, columns);
-    row_product(kern, *kern.pairs, chunks, task, next, grad, shape.hidden, shape.down, 0, scratch.result, columns,
+    row_product(kern, chunks, task, grad, shape.hidden, shape.down, 0, scratch.result, columns,
                 scratch.more + RowBuffers::floats(columns), scratch.inner);
     const int64_t first = task.first, count = task.count, pre_item = item_size(pre.dtype);
     for (int64_t i = 0; i < chunk.count; ++i) {
@@ -85,10 +84,10 @@ void input_gradient_by_rows(const Kernels& kern, const ExpertShape& shape, const
   const bool quantized = shape.gate_up.quantized != nullptr;
   for (int64_t first = 0; first < shape.hidden; first += slice) {
     const int64_t count = std::min(slice, shape.hidden - first);
-    const RowTasks tasks(*kern.rows, chunks, count, NF4_BLOCK, quantized ? BLOCK_ROWS : count + NF4_BLOCK, threads);
-    for_each_task(tasks.list, threads, [&](const Task& task, const Task* next) {
+    const RowTasks tasks(chunks, count, NF4_BLOCK, quantized ? BLOCK_ROWS : count + NF4_BLOCK, threads);
+    for_each_task(tasks.list, threads, [&](const Task& task, const Task*) {
       RowScratch scratch(*kern.rows, tasks, shape.gate_up.backward_floats(task.count));
-      row_product(kern, *kern.pairs, chunks, task, next, rows, shape.wide, shape.gate_up, first,
+      row_product(kern, chunks, task, rows, shape.wide, shape.gate_up, first,
                   y + chunks.list[task.chunk].first * count + task.first, count, scratch.more, scratch.inner);
     });
     sum_rows(out.data, out.dtype, shape.hidden, first, count, shape.tokens, reinterpret_cast<const char*>(y),

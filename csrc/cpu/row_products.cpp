@@ -3,13 +3,13 @@
 namespace moe {
 namespace {
 
-// Floats of one task's results: half of a second-level cache, with what is packed beside them.
-constexpr int64_t RESULTS = 128 * 1024;
+// Floats of one task's results. They may fill most of a second-level cache: a weight that is read in whole rows makes
+// up for it.
+constexpr int64_t RESULTS = 384 * 1024;
 
 }  // namespace
 
-RowTasks::RowTasks(const RowForm&, const Chunks& chunks, int64_t columns, int64_t quantum, int64_t largest,
-                   int threads) {
+RowTasks::RowTasks(const Chunks& chunks, int64_t columns, int64_t quantum, int64_t largest, int threads) {
   for (const Chunk& chunk : chunks.list) rows = std::max<int64_t>(rows, chunk.count);
   const int64_t fitting = std::min(RESULTS / std::max<int64_t>(rows, 1), largest) / quantum * quantum;
   list = cut_into_tasks(chunks, columns, std::max(fitting, quantum), quantum, threads);
@@ -24,18 +24,13 @@ RowScratch::RowScratch(const RowForm& form, const RowTasks& tasks, int64_t more_
   more = reinterpret_cast<float*>(inner + inner_bytes + result_bytes);
 }
 
-void row_product(const Kernels& kern, const Form& form, const Chunks& chunks, const Task& task, const Task* next,
-                 const Rows& a, int64_t depth, const Weight& w, int64_t first, float* out, int64_t out_stride,
-                 float* weight_scratch, char* inner) {
+void row_product(const Kernels& kern, const Chunks& chunks, const Task& task, const Rows& a, int64_t depth,
+                 const Weight& w, int64_t first, float* out, int64_t out_stride, float* weight_scratch, char* inner) {
   const Chunk& chunk = chunks.list[task.chunk];
-  const Operand right = w.backward(kern, form, chunk.expert, first + task.first, task.count, weight_scratch);
-  const char* later = nullptr;
-  if (next && !w.quantized) {
-    const int32_t expert = chunks.list[next->chunk].expert;
-    if (expert != chunk.expert || next->first != task.first)
-      later = w.backward(kern, form, expert, first + next->first, next->count, nullptr).base;
-  }
-  kern.rows->product(out, out_stride, a.from(chunk.first), chunk.count, depth, right, task.count, later, inner);
+  if (depth == 0)
+    for (int64_t n = 0; n < chunk.count; ++n) std::fill_n(out + n * out_stride, task.count, 0.0f);
+  const Operand right = w.backward(kern, *kern.pairs, chunk.expert, first + task.first, task.count, weight_scratch);
+  kern.rows->product(out, out_stride, a.from(chunk.first), chunk.count, depth, right, task.count, inner);
 }
 
 void outer_product(const RowForm& form, const int32_t* offsets, const Rows& a, const Rows& b, const TensorView& out,

@@ -8,7 +8,7 @@ namespace moe {
 // Tasks (chunk, block of columns) of a product whose columns number `columns`, and what each needs. Blocks begin at
 // multiples of `quantum`.
 struct RowTasks {
-  RowTasks(const RowForm& form, const Chunks& chunks, int64_t columns, int64_t quantum, int64_t largest, int threads);
+  RowTasks(const Chunks& chunks, int64_t columns, int64_t quantum, int64_t largest, int threads);
 
   std::vector<Task> list;
   int64_t rows = 0;     // of the largest chunk
@@ -26,9 +26,8 @@ struct RowScratch {
 
 // out[n * out_stride + j] = Σ_k a(first row of the chunk + n, k) · w(k, first + j) for the rows and columns of a task.
 // `weight_scratch` holds w.backward_floats(columns of the task).
-void row_product(const Kernels& kernels, const Form& form, const Chunks& chunks, const Task& task, const Task* next,
-                 const Rows& a, int64_t depth, const Weight& w, int64_t first, float* out, int64_t out_stride,
-                 float* weight_scratch, char* inner);
+void row_product(const Kernels& kernels, const Chunks& chunks, const Task& task, const Rows& a, int64_t depth,
+                 const Weight& w, int64_t first, float* out, int64_t out_stride, float* weight_scratch, char* inner);
 
 // out[e](m, c) (+)= Σ_n a(n, m) · b(n, c) over the rows n of expert e, with one rounding; out is (E, features, columns)
 // in bfloat16. Without `add` an expert without rows gets zeros.

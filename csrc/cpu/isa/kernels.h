@@ -111,10 +111,9 @@ struct Form {
 // makes its gradients with a Form.
 struct RowForm {
   // out[n * out_stride + o] = Σ_k a(n, k) · w(o, k) for n < count, o < columns, k < depth, w being bfloat16 and a rounded
-  // to it. Each element is added up in the same order whatever `count` and `columns` are. `next`, where it is not null,
-  // is the first row of a weight that lies like w and will be read after it.
+  // to it. Each element is added up in the same order whatever `count` and `columns` are.
   void (*product)(float* out, int64_t out_stride, const Rows& a, int64_t count, int64_t depth, const Operand& w,
-                  int64_t columns, const char* next, char* scratch);
+                  int64_t columns, char* scratch);
   // out(m, c) (+)= Σ_n a(n, m) · b(n, c) for m < features, c < columns, n < count, with one rounding. out is bfloat16,
   // its rows out_stride bytes apart. At most outer_block(count) features.
   void (*outer)(char* out, int64_t out_stride, const Rows& a, int64_t features, const Rows& b, int64_t columns,
