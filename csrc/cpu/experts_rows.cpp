@@ -26,12 +26,6 @@ void join(float* both, const float* gate, const float* up, int64_t count) {
 
 }  // namespace
 
-int64_t row_slice(int64_t rows, int64_t columns) {
-  constexpr int64_t FLOATS = int64_t{64} << 20;
-  const int64_t fitting = std::max<int64_t>(FLOATS / std::max<int64_t>(rows, 1) / BLOCK_ROWS, 1) * BLOCK_ROWS;
-  return std::min(fitting, std::max<int64_t>(columns, 1));
-}
-
 void activation_backward_by_rows(const Kernels& kern, const ExpertShape& shape, const ExpertWeights& experts,
                                  const Rows& grad, const TensorView& pre, const Chunks& chunks, const float* row_weight,
                                  const InnerRows& inner, int threads) {
@@ -81,15 +75,9 @@ void activation_backward_by_rows(const Kernels& kern, const ExpertShape& shape, 
 void input_gradient_by_rows(const Kernels& kern, const ExpertShape& shape, const Chunks& chunks, const char* grad_pre,
                             const int32_t* slot_row, float* y, int64_t slice, const TensorView& out, int threads) {
   const Rows rows{grad_pre, DType::bf16, shape.wide, nullptr, nullptr};
-  const bool quantized = shape.gate_up.quantized != nullptr;
   for (int64_t first = 0; first < shape.hidden; first += slice) {
     const int64_t count = std::min(slice, shape.hidden - first);
-    const RowTasks tasks(chunks, count, NF4_BLOCK, quantized ? BLOCK_ROWS : count + NF4_BLOCK, threads);
-    for_each_task(tasks.list, threads, [&](const Task& task, const Task*) {
-      RowScratch scratch(*kern.rows, tasks, shape.gate_up.backward_floats(task.count));
-      row_product(kern, chunks, task, rows, shape.wide, shape.gate_up, first,
-                  y + chunks.list[task.chunk].first * count + task.first, count, scratch.more, scratch.inner);
-    });
+    product_of_rows(kern, chunks, rows, shape.wide, shape.gate_up, first, count, y, threads);
     sum_rows(out.data, out.dtype, shape.hidden, first, count, shape.tokens, reinterpret_cast<const char*>(y),
              DType::f32, count, {slot_row, shape.slots, nullptr, nullptr}, nullptr, nullptr, nullptr, threads);
   }

@@ -27,7 +27,4 @@ void input_gradient_by_rows(const Kernels& kernels, const ExpertShape& shape, co
                             const char* grad_pre, const int32_t* slot_row, float* y, int64_t slice,
                             const TensorView& out, int threads);
 
-// Columns of y at a time: few of them at a time only where all would take hundreds of megabytes.
-int64_t row_slice(int64_t rows, int64_t columns);
-
 }  // namespace moe

@@ -33,6 +33,22 @@ void row_product(const Kernels& kern, const Chunks& chunks, const Task& task, co
   kern.rows->product(out, out_stride, a.from(chunk.first), chunk.count, depth, right, task.count, inner);
 }
 
+int64_t row_slice(int64_t rows, int64_t columns) {
+  constexpr int64_t FLOATS = int64_t{64} << 20;
+  const int64_t fitting = std::max<int64_t>(FLOATS / std::max<int64_t>(rows, 1) / BLOCK_ROWS, 1) * BLOCK_ROWS;
+  return std::min(fitting, std::max<int64_t>(columns, 1));
+}
+
+void product_of_rows(const Kernels& kern, const Chunks& chunks, const Rows& a, int64_t depth, const Weight& w,
+                     int64_t first, int64_t count, float* y, int threads) {
+  const RowTasks tasks(chunks, count, NF4_BLOCK, w.quantized ? BLOCK_ROWS : count + NF4_BLOCK, threads);
+  for_each_task(tasks.list, threads, [&](const Task& task, const Task*) {
+    RowScratch scratch(*kern.rows, tasks, w.backward_floats(task.count));
+    row_product(kern, chunks, task, a, depth, w, first, y + chunks.list[task.chunk].first * count + task.first, count,
+                scratch.more, scratch.inner);
+  });
+}
+
 void outer_product(const RowForm& form, const int32_t* offsets, const Rows& a, const Rows& b, const TensorView& out,
                    bool add, int threads) {
   const int64_t experts = out.shape[0], features = out.shape[1], columns = out.shape[2], item = item_size(out.dtype);

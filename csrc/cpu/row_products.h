@@ -29,6 +29,13 @@ struct RowScratch {
 void row_product(const Kernels& kernels, const Chunks& chunks, const Task& task, const Rows& a, int64_t depth,
                  const Weight& w, int64_t first, float* out, int64_t out_stride, float* weight_scratch, char* inner);
 
+// y (N, count) = a · w over all rows, for the columns [first, first + count) of w.
+void product_of_rows(const Kernels& kernels, const Chunks& chunks, const Rows& a, int64_t depth, const Weight& w,
+                     int64_t first, int64_t count, float* y, int threads);
+
+// Columns of y at a time: fewer than all only where they would take hundreds of megabytes.
+int64_t row_slice(int64_t rows, int64_t columns);
+
 // out[e](m, c) (+)= Σ_n a(n, m) · b(n, c) over the rows n of expert e, with one rounding; out is (E, features, columns)
 // in bfloat16. Without `add` an expert without rows gets zeros.
 void outer_product(const RowForm& form, const int32_t* offsets, const Rows& a, const Rows& b, const TensorView& out,
