@@ -1,13 +1,10 @@
 // fused_experts, backward: one pass back through the activation, then the products for each gradient.
-#include "experts_shape.h"
+#include "experts_rows.h"
 #include "tokens.h"
 #include "weight_gradient.h"
 
 namespace moe {
 namespace {
-
-// Inner features per partial sum of the routing weights' gradient: fixed, so that the order of that sum is.
-constexpr int64_t PARTIAL = 64;
 
 // What the pass back through the activation leaves, chunk-wise, times the routing weight: the pre-activation's gradient
 // as right operand [word of wide][row] and as left operand [wide][row], and the activation as left operand
@@ -112,6 +109,43 @@ void input_gradient(const Kernels& kern, const Form& form, const ExpertShape& sh
   }
 }
 
+// All of it where products take rows as they lie.
+void backward_by_rows(const Kernels& kern, const ExpertShape& shape, const ExpertWeights& experts, const Rows& grad,
+                      const Rows& x, const Saved& saved, const std::vector<float>& row_weight,
+                      const ExpertGradients& gradients, int threads) {
+  const int32_t* offsets = saved.offsets.as<const int32_t>();
+  const int32_t* slot_row = saved.slot_row.as<const int32_t>();
+  const int64_t N = shape.rows(), slice = row_slice(N, shape.hidden);
+  const int64_t grad_bytes = N * shape.wide * 2, act_bytes = N * shape.inner * 2;
+  const int64_t partials = (shape.inner + PARTIAL - 1) / PARTIAL * N, y_floats = gradients.x ? N * slice : 0;
+  Workspace workspace(Workspace::padded<char>(grad_bytes) + Workspace::padded<char>(act_bytes) +
+                      Workspace::padded<float>(partials) + Workspace::padded<float>(y_floats));
+  const InnerRows inner{workspace.take<char>(grad_bytes), workspace.take<char>(act_bytes),
+                        workspace.take<float>(partials)};
+  float* y = workspace.take<float>(y_floats);
+  const Chunks chunks = cut_into_chunks(kern, *kern.pairs, offsets, shape.count);
+  const Rows grad_pre{inner.grad_pre, DType::bf16, shape.wide, nullptr, nullptr};
+  const Rows act{inner.act, DType::bf16, shape.inner, nullptr, nullptr};
+
+  activation_backward_by_rows(kern, shape, experts, grad, saved.pre, chunks, row_weight.data(), inner, threads);
+  if (gradients.weights)
+    weights_gradient(kern, shape, experts, grad, offsets, slot_row, inner.partial, *gradients.weights, threads);
+  if (gradients.x)
+    input_gradient_by_rows(kern, shape, chunks, inner.grad_pre, slot_row, y, slice, *gradients.x, threads);
+  if (gradients.gate_up) {
+    const bool across = shape.gate_up.transposed;
+    outer_product(*kern.rows, offsets, across ? x : grad_pre, across ? grad_pre : x, *gradients.gate_up, gradients.add,
+                  threads);
+  }
+  if (gradients.down) {
+    const bool across = shape.down.transposed;
+    outer_product(*kern.rows, offsets, across ? act : grad, across ? grad : act, *gradients.down, gradients.add,
+                  threads);
+  }
+  if (gradients.gate_up_bias) bias_gradient_of_rows(kern, offsets, grad_pre, nullptr, *gradients.gate_up_bias, threads);
+  if (gradients.down_bias) bias_gradient_of_rows(kern, offsets, grad, row_weight.data(), *gradients.down_bias, threads);
+}
+
 }  // namespace
 
 void fused_experts_backward(const TensorView& grad, const TensorView& x, const TensorView& weights,
@@ -134,8 +168,20 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   const int32_t* row_token = saved.row_token.as<const int32_t>();
   const int32_t* slot_row = saved.slot_row.as<const int32_t>();
 
-  // A word may not hold a gate's last value and an up's first.
+  std::vector<float> row_weight(N, 0.0f);
+  for (int64_t slot = 0; slot < N; ++slot)
+    if (slot_row[slot] >= 0) row_weight[slot_row[slot]] = weights.as<const float>()[slot];
+  const double size = static_cast<double>(shape.wide) * static_cast<double>(shape.hidden);
+  threads = threads_for(threads, product_time(size, size * static_cast<double>(N)));
+  const Rows grad_rows{grad.data, grad.dtype, shape.hidden, row_token, nullptr};
+  const Rows x_rows{x.data, x.dtype, shape.hidden, row_token, nullptr};
   const DType type = shape.down.quantized ? x.dtype : shape.down.dtype();
+  if (kern.rows && type == DType::bf16) {
+    backward_by_rows(kern, shape, experts, grad_rows, x_rows, saved, row_weight, gradients, threads);
+    return;
+  }
+
+  // A word may not hold a gate's last value and an up's first.
   const Form& form = shape.inner % 2 ? *kern.floats : kern.form(type, x.dtype);
   const Chunks chunks = cut_into_chunks(kern, form, offsets, shape.count);
   const Slices slices(N, shape.hidden, kern.lanes);
@@ -145,20 +191,11 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
   const int64_t act_bytes = chunks.columns * shape.inner * item;
   Workspace workspace(Workspace::padded<float>(right_words) + Workspace::padded<char>(left_bytes) +
                       Workspace::padded<char>(act_bytes) + Workspace::padded<float>(partials) +
-                      Workspace::padded<float>(slices.floats) + Workspace::padded<float>(N));
+                      Workspace::padded<float>(slices.floats));
   const Inner inner{workspace.take<float>(right_words), workspace.take<char>(left_bytes),
                     workspace.take<char>(act_bytes), workspace.take<float>(partials)};
   float* y = workspace.take<float>(slices.floats);
-  float* row_weight = workspace.take<float>(N);
-  std::fill(row_weight, row_weight + N, 0.0f);
-  for (int64_t slot = 0; slot < N; ++slot)
-    if (slot_row[slot] >= 0) row_weight[slot_row[slot]] = weights.as<const float>()[slot];
-
-  const double size = static_cast<double>(shape.wide) * static_cast<double>(shape.hidden);
-  threads = threads_for(threads, product_time(size, size * static_cast<double>(N)));
-  const Rows grad_rows{grad.data, grad.dtype, shape.hidden, row_token, nullptr};
-  const Rows x_rows{x.data, x.dtype, shape.hidden, row_token, nullptr};
-  activation_backward(kern, form, shape, experts, grad_rows, saved.pre, chunks, row_weight, inner, threads);
+  activation_backward(kern, form, shape, experts, grad_rows, saved.pre, chunks, row_weight.data(), inner, threads);
   if (gradients.weights)
     weights_gradient(kern, shape, experts, grad_rows, offsets, slot_row, inner.partial, *gradients.weights, threads);
   if (gradients.x)
@@ -173,7 +210,8 @@ void fused_experts_backward(const TensorView& grad, const TensorView& x, const T
                     !shape.down.transposed, gradients.add, threads);
   if (gradients.gate_up_bias)
     bias_gradient(kern, form, chunks, inner.grad_left, shape.wide, nullptr, *gradients.gate_up_bias, threads);
-  if (gradients.down_bias) bias_gradient_of_rows(kern, offsets, grad_rows, row_weight, *gradients.down_bias, threads);
+  if (gradients.down_bias)
+    bias_gradient_of_rows(kern, offsets, grad_rows, row_weight.data(), *gradients.down_bias, threads);
 }
 
 }  // namespace moe

@@ -1,5 +1,6 @@
 // grouped_mm, backward.
 #include "grouped_shape.h"
+#include "row_products.h"
 #include "tokens.h"
 #include "weight_gradient.h"
 
@@ -36,26 +37,36 @@ struct InputGradient {
   TokenRows token_rows;  // rows of each of x's tokens
 };
 
-// dy · W, row by row in float32 slices: their sums go to grad_x, their products with x to the gradient of row_scale.
+// y (N, count) = dy · W for the columns [first, first + count), from a packed dy.
+void packed_product(const Kernels& kern, const Form& form, const GroupedShape& shape, const Chunks& chunks,
+                    const float* dy, float* y, int64_t first, int64_t count, int threads) {
+  const std::vector<Task> tasks =
+      cut_into_tasks(chunks, count, BLOCK_ROWS, shape.w.quantized ? NF4_BLOCK : kern.lanes, threads);
+  parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
+    const Task task = tasks[index];
+    const Chunk& chunk = chunks.list[task.chunk];
+    TaskScratch scratch(kern, form, BLOCK_ROWS, 1, shape.w.backward_floats(task.count));
+    const Operand left = shape.w.backward(kern, form, chunk.expert, first + task.first, task.count, scratch.weight);
+    block_product(form, scratch, &left, 1, task.count, shape.outputs, chunk, Right::of(dy));
+    kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
+                            scratch.result[0], chunk.pitch, chunk.count, task.count);
+  });
+}
+
+// dy · W, row by row in float32 slices: their sums go to grad_x, their products with x to the gradient of row_scale. dy
+// is packed, or, where that is null, `grad`'s rows.
 void input_gradient(const Kernels& kern, const Form& form, const GroupedShape& shape, const Chunks& chunks,
-                    const float* dy, const InputGradient& want, int threads) {
-  const Slices slices(shape.rows, shape.inputs, kern.lanes);
-  Workspace workspace(Workspace::padded<float>(slices.floats));
-  float* y = workspace.take<float>(slices.floats);
-  for (int64_t first = 0; first < shape.inputs; first += slices.width) {
-    const int64_t count = std::min(slices.width, shape.inputs - first);
-    const std::vector<Task> tasks =
-        cut_into_tasks(chunks, count, BLOCK_ROWS, shape.w.quantized ? NF4_BLOCK : kern.lanes, threads);
+                    const float* dy, const Rows& grad, const InputGradient& want, int threads) {
+  const int64_t slice = dy ? Slices(shape.rows, shape.inputs, kern.lanes).width : row_slice(shape.rows, shape.inputs);
+  Workspace workspace(Workspace::padded<float>(shape.rows * slice));
+  float* y = workspace.take<float>(shape.rows * slice);
+  for (int64_t first = 0; first < shape.inputs; first += slice) {
+    const int64_t count = std::min(slice, shape.inputs - first);
     shape.zero_unowned(y, count);
-    parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t index) {
-      const Task task = tasks[index];
-      const Chunk& chunk = chunks.list[task.chunk];
-      TaskScratch scratch(kern, form, BLOCK_ROWS, 1, shape.w.backward_floats(task.count));
-      const Operand left = shape.w.backward(kern, form, chunk.expert, first + task.first, task.count, scratch.weight);
-      block_product(form, scratch, &left, 1, task.count, shape.outputs, chunk, Right::of(dy));
-      kern.scatter_transposed(reinterpret_cast<char*>(y + chunk.first * count + task.first), DType::f32, count,
-                              scratch.result[0], chunk.pitch, chunk.count, task.count);
-    });
+    if (dy)
+      packed_product(kern, form, shape, chunks, dy, y, first, count, threads);
+    else
+      product_of_rows(kern, chunks, grad, shape.outputs, shape.w, first, count, y, threads);
     if (want.row_scale)
       parallel_for((shape.valid_rows + 63) / 64, threads, [&](int64_t group) {
         for (int64_t n = group * 64; n < std::min(shape.valid_rows, (group + 1) * 64); ++n)
@@ -102,11 +113,13 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   const int32_t* row_token = a.row_token ? a.row_token->as<const int32_t>() : nullptr;
   const Rows x_rows{a.x.data, a.x.dtype, shape.inputs, row_token, nullptr};
 
-  const int64_t right_words = chunks.columns * form.words(shape.outputs);
-  const int64_t left_bytes = chunks.columns * shape.outputs * item_size(form.left);
+  // Rows as they lie, where the instruction set has products for them.
+  const bool by_rows = kern.rows && &form == kern.pairs;
+  const int64_t right_words = by_rows ? 0 : chunks.columns * form.words(shape.outputs);
+  const int64_t left_bytes = by_rows ? 0 : chunks.columns * shape.outputs * item_size(form.left);
   Workspace workspace(Workspace::padded<float>(right_words) + Workspace::padded<char>(left_bytes));
   const Gradient dy{workspace.take<float>(right_words), workspace.take<char>(left_bytes)};
-  pack_gradient(kern, form, shape, chunks, grad_rows, dy, threads);
+  if (!by_rows) pack_gradient(kern, form, shape, chunks, grad_rows, dy, threads);
 
   if (grad_x || grad_row_scale) {
     InputGradient want{grad_x, nullptr, scale, &x_rows, {nullptr, 0, nullptr, nullptr}};
@@ -129,15 +142,27 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
           want.row_scale[n] = (grad_rows.scale ? grad_rows.scale[n] : 1.0f) *
                               kern.dot(a.bias->row(e), a.bias->dtype, grad_rows.at(n, 0), grad.dtype, shape.outputs);
     }
-    input_gradient(kern, form, shape, chunks, dy.right, want, threads);
+    input_gradient(kern, form, shape, chunks, by_rows ? nullptr : dy.right, grad_rows, want, threads);
   }
   if (grad_w) {
     Rows scaled = x_rows;
     scaled.scale = scale;
-    weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.w.transposed, false,
-                    threads);
+    if (by_rows)
+      outer_product(*kern.rows, shape.offsets, a.w.transposed ? scaled : grad_rows, a.w.transposed ? grad_rows : scaled,
+                    *grad_w, false, threads);
+    else
+      weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.w.transposed, false,
+                      threads);
   }
-  if (grad_bias) bias_gradient(kern, form, chunks, dy.left, shape.outputs, scale, *grad_bias, threads);
+  if (!grad_bias) return;
+  if (!by_rows) {
+    bias_gradient(kern, form, chunks, dy.left, shape.outputs, scale, *grad_bias, threads);
+    return;
+  }
+  std::vector<float> factor(shape.rows, 1.0f);
+  for (int64_t n = 0; n < shape.rows; ++n)
+    factor[n] = (scale ? scale[n] : 1.0f) * (grad_rows.scale ? grad_rows.scale[n] : 1.0f);
+  bias_gradient_of_rows(kern, shape.offsets, grad_rows, factor.data(), *grad_bias, threads);
 }
 
 }  // namespace moe

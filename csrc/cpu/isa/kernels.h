@@ -137,6 +137,23 @@ struct Form {
   bool whole() const { return depth == 0; }
 };
 
+// Products for the backward of bfloat16 weights that take data as it lies, row by row. An instruction set without them
+// makes its gradients with a Form.
+struct RowForm {
+  // out[n * out_stride + o] = Σ_k a(n, k) · w(o, k) for n < count, o < columns, k < depth, w being bfloat16 and a rounded
+  // to it. Each element is added up in the same order whatever `count` and `columns` are.
+  void (*product)(float* out, int64_t out_stride, const Rows& a, int64_t count, int64_t depth, const Operand& w,
+                  int64_t columns, char* scratch);
+  // out(m, c) (+)= Σ_n a(n, m) · b(n, c) for m < features, c < columns, n < count, with one rounding. out is bfloat16,
+  // its rows out_stride bytes apart. At most outer_block(count) features.
+  void (*outer)(char* out, int64_t out_stride, const Rows& a, int64_t features, const Rows& b, int64_t columns,
+                int64_t count, bool add, char* scratch);
+  int64_t (*outer_block)(int64_t count);
+  // Bytes of scratch that they need.
+  int64_t (*product_scratch)(int64_t count, int64_t columns);
+  int64_t (*outer_scratch)(int64_t count);
+};
+
 struct Kernels {
   const char* name;
   int64_t lanes;           // floats in a vector
@@ -147,6 +164,7 @@ struct Kernels {
   const Form* int8;        // int8 weights, likewise
   const Form* int8_floats;
   const Form* int8_int8;  // int8 weights, the right operand rounded to int8
+  const RowForm* rows;    // of bfloat16 weights, or null
 
   // The form for a weight and data of these types. `dynamic`: int8 weights meet data rounded to int8, row by row.
   const Form& form(DType weight, DType data, bool dynamic = false) const {

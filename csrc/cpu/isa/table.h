@@ -32,6 +32,7 @@ struct OwnForms {
   const Form* nf4 = &FLOAT_NF4;
   const Form* int8 = &FLOAT_INT8;
   const Form* int8_int8 = &FLOAT_INT8_INT8;
+  const RowForm* rows = nullptr;
   decltype(Kernels::shrink) shrink = moe::shrink;
   decltype(Kernels::pack_expand) pack_expand = moe::pack_expand;
   decltype(Kernels::expand) expand = moe::expand;
@@ -48,6 +49,7 @@ constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
           own.int8,
           &FLOAT_INT8,
           own.int8_int8,
+          own.rows,
           gather_transposed,
           scatter_transposed,
           own.stream_transposed,
