@@ -1,6 +1,7 @@
 // AMX, with AVX-512 for everything that is no product of matrices.
 #define MOE_ISA_AVX512 1
 #include "amx_int8.h"
+#include "amx_nf4.h"
 #include "amx_pairs.h"
 #include "table.h"
 
