@@ -98,12 +98,14 @@ inline void product_quantized_floats(float* c, int64_t ldc, const Operand& a, in
 // max |x| of a row.
 inline float largest(const char* row, DType dtype, int64_t count) {
   Vec most = {};
-  for (int64_t j = 0; j < count; j += LANES) {
-    const Vec x = load_first_as(row + j * item_size(dtype), dtype, std::min<int64_t>(count - j, LANES));
+  // A NaN shall win.
+  const auto take = [&](Vec x) {
     const Vec size = reinterpret_cast<Vec>(reinterpret_cast<VecU>(x) & 0x7fffffffu);
-    // A NaN shall win.
     most = most > size ? most : size;
-  }
+  };
+  int64_t j = 0;
+  for (; j + LANES <= count; j += LANES) take(load_as(row + j * item_size(dtype), dtype));
+  if (j < count) take(load_first_as(row + j * item_size(dtype), dtype, count - j));
   float lane[LANES], result = 0.0f;
   store(lane, most);
   for (int i = 0; i < LANES; ++i) result = result > lane[i] ? result : lane[i];
