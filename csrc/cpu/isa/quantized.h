@@ -66,6 +66,12 @@ inline void nested_scales(float* dst, const uint8_t* bytes, int64_t first, int64
   for (int64_t i = 0; i < count;) {
     const int64_t at = first + i, end = std::min(count, i + NESTED_BLOCK - at % NESTED_BLOCK);
     const float factor = nested[at / NESTED_BLOCK];
+#if defined(MOE_ISA_AVX512)
+    for (; i + LANES <= end; i += LANES) {
+      const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i)));
+      store(dst + i, fma(reinterpret_cast<Vec>(_mm512_i32gather_ps(index, code, 4)), splat(factor), splat(offset)));
+    }
+#endif
     for (; i < end; ++i) dst[i] = code[bytes[i]] * factor + offset;
   }
 }
