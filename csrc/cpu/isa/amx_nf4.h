@@ -84,19 +84,28 @@ MOE_INLINE void amx_nf4_dots(const float* left, const float* right, int64_t ldb)
   }
 }
 
+// The rows of a tile, `stride` bytes apart, and where those of the next one begin.
+struct Nf4Rows {
+  const char* codes;
+  int64_t stride;
+  const float* scale;
+  int64_t scale_stride;
+  int64_t count;
+  const char* next;
+};
+
 // 16 rows by all columns: a block of each row is unpacked while the tiles of the one before are multiplied. Both fit
 // into 4 KiB, so that no load waits for a store that has the same last 12 bits. Lines are fetched AHEAD in each row, a
-// few with each block: in one burst they would keep everything else from the second-level cache. `after` are the rows
-// that follow.
+// few with each block: in one burst they would keep everything else from the second-level cache.
 template <int COLUMNS>
-inline void amx_nf4_narrow(float* c, int64_t ldc, const Operand& a, int64_t row, int64_t count, const char* after,
-                           int64_t blocks, const float* b, int64_t ldb, bool accumulate) {
+inline void amx_nf4_narrow(float* c, int64_t ldc, const Nf4Rows& rows, int64_t blocks, const float* b, int64_t ldb,
+                           bool accumulate) {
   constexpr int64_t AHEAD = 4;
   alignas(4096) float tiles[2][2 * NF4_TILE];
-  if (count < TILE_SIDE) std::memset(tiles, 0, sizeof tiles);
-  const int64_t row_bytes = a.row_stride / 2, lines = (blocks + 1) / 2;
-  const char* codes = a.base + row * row_bytes;
-  const float* scale = a.scale + row * a.scale_stride;
+  if (rows.count < TILE_SIDE) std::memset(tiles, 0, sizeof tiles);
+  const int64_t lines = (blocks + 1) / 2;
+  const char* codes = rows.codes;
+  const float* scale = rows.scale;
   if (accumulate) {
     tile_load<0>(c, ldc * 4);
     if constexpr (COLUMNS > 1) tile_load<1>(c + TILE_SIDE, ldc * 4);
@@ -110,10 +119,10 @@ inline void amx_nf4_narrow(float* c, int64_t ldc, const Operand& a, int64_t row,
   }
   for (int64_t j = 0; j < blocks; ++j, codes += NF4_BLOCK / 2, ++scale) {
     const int64_t line = j / 2 + AHEAD;
-    const char* ahead = line < lines ? codes + AHEAD * 64 : after ? after + (line - lines) * 64 : codes;
-    ahead += j % 2 * (TILE_SIDE / 2) * row_bytes;
-    for (int64_t r = 0; r < TILE_SIDE / 2; ++r) __builtin_prefetch(ahead + r * row_bytes, 0, 2);
-    nf4_tiles(tiles[j % 2], codes, row_bytes, scale, a.scale_stride, count);
+    const char* ahead = line < lines ? codes + AHEAD * 64 : rows.next ? rows.next + (line - lines) * 64 : codes;
+    ahead += j % 2 * (TILE_SIDE / 2) * rows.stride;
+    for (int64_t r = 0; r < TILE_SIDE / 2; ++r) __builtin_prefetch(ahead + r * rows.stride, 0, 2);
+    nf4_tiles(tiles[j % 2], codes, rows.stride, scale, rows.scale_stride, rows.count);
     if (j == 0) continue;
     amx_nf4_dots<COLUMNS>(tiles[(j - 1) % 2], b, ldb);
     b += NF4_WORDS * ldb;
@@ -129,27 +138,47 @@ template <int COLUMNS>
 inline void product_amx_nf4_narrow(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
                                    int64_t ldb, int64_t columns, bool accumulate) {
   const bool few = COLUMNS == 1 && columns <= AMX_NF4_FEW;
+  const int64_t blocks = depth / NF4_BLOCK, row_bytes = a.row_stride / 2;
   // What few columns give is copied after the next rows are under way.
   alignas(64) float sums[2][NF4_TILE];
-  const auto copy = [&](int64_t m) {
-    for (int64_t r = 0; r < std::min(rows - m, TILE_SIDE); ++r)
-      store_first(c + (m + r) * ldc, load(sums[m / TILE_SIDE % 2] + r * TILE_SIDE), columns);
+  float* waiting = nullptr;
+  int64_t turn = 0, waiting_stride = 0, waiting_count = 0;
+  const auto copy = [&](const float* from) {
+    for (int64_t r = 0; waiting && r < waiting_count; ++r)
+      store_first(waiting + r * waiting_stride, load(from + r * TILE_SIDE), columns);
   };
-  for (int64_t m = 0; m < rows; m += TILE_SIDE) {
-    const int64_t count = std::min(rows - m, TILE_SIDE);
-    const char* after = m + TILE_SIDE < rows ? a.base + (m + TILE_SIDE) * a.row_stride / 2 : a.next;
-    float* to = c + m * ldc;
-    if (!few) {
-      amx_nf4_narrow<COLUMNS>(to, ldc, a, m, count, after, depth / NF4_BLOCK, b, ldb, accumulate);
-      continue;
+  for (int64_t m = 0; m < rows;) {
+    // A tile's rows lie a page apart, as far as there are so many. Then each page is read from its beginning to its end
+    // by one tile after the other, which the processor foresees. (Xeon with AMX: 23.1 values a nanosecond and core,
+    // with neighbours as rows 17.7.)
+    int64_t apart = 1;
+    while (2 * apart * row_bytes <= 4096 && 2 * apart * TILE_SIDE <= rows - m) apart *= 2;
+    const int64_t height = apart * TILE_SIDE;
+    for (int64_t i = 0; i < apart; ++i) {
+      const char* next = i + 1 < apart       ? a.base + (m + i + 1) * row_bytes
+                         : m + height < rows ? a.base + (m + height) * row_bytes
+                                             : a.next;
+      const Nf4Rows tile{a.base + (m + i) * row_bytes,       apart * row_bytes,
+                         a.scale + (m + i) * a.scale_stride, apart * a.scale_stride,
+                         std::min(rows - m, TILE_SIDE),      next};
+      float* to = c + (m + i) * ldc;
+      if (!few) {
+        amx_nf4_narrow<COLUMNS>(to, apart * ldc, tile, blocks, b, ldb, accumulate);
+        continue;
+      }
+      float* sum = sums[turn];
+      if (accumulate)
+        for (int64_t r = 0; r < tile.count; ++r) store(sum + r * TILE_SIDE, load_first(to + r * apart * ldc, columns));
+      amx_nf4_narrow<COLUMNS>(sum, TILE_SIDE, tile, blocks, b, ldb, accumulate);
+      copy(sums[1 - turn]);
+      waiting = to;
+      waiting_stride = apart * ldc;
+      waiting_count = tile.count;
+      turn = 1 - turn;
     }
-    float* sum = sums[m / TILE_SIDE % 2];
-    if (accumulate)
-      for (int64_t r = 0; r < count; ++r) store(sum + r * TILE_SIDE, load_first(to + r * ldc, columns));
-    amx_nf4_narrow<COLUMNS>(sum, TILE_SIDE, a, m, count, after, depth / NF4_BLOCK, b, ldb, accumulate);
-    if (m > 0) copy(m - TILE_SIDE);
+    m += height;
   }
-  if (few && rows > 0) copy((rows - 1) / TILE_SIDE * TILE_SIDE);
+  copy(sums[1 - turn]);
 }
 
 // One or two tiles of rows by one or two of columns.

@@ -63,6 +63,8 @@ inline void dequantize(float* dst, const Operand& a, int64_t row, int64_t first,
 inline void nested_scales(float* dst, const uint8_t* bytes, int64_t first, int64_t count, const float* nested,
                           const float* code, float offset) {
   constexpr int64_t NESTED_BLOCK = 256;
+  // Most often those behind these are wanted next.
+  for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(bytes + count + i, 0, 2);
   for (int64_t i = 0; i < count;) {
     const int64_t at = first + i, end = std::min(count, i + NESTED_BLOCK - at % NESTED_BLOCK);
     const float factor = nested[at / NESTED_BLOCK];
