@@ -2,11 +2,12 @@
 // bits in one plane or 16 bits in two. Tiles take signed bytes on both sides, so nothing has to be added to them: the
 // only plane, or the high one of v = 256 high + low, is signed, the low one unsigned. All sums are exact integers.
 //
-// A packed operand lies in whole tiles: for each 16 columns, the tiles of each plane in order of k, 1 KiB each. The
-// columns' factors follow.
+// A packed operand lies in whole tiles: for each 16 columns, the tiles of each plane in order of k, 1 KiB each; of few
+// columns the words of each plane, as in amx_words.h. The columns' factors follow.
 #pragma once
 
 #include "amx_tile_int8.h"
+#include "amx_words.h"
 #include "int8_quads.h"
 
 namespace moe {
@@ -42,12 +43,13 @@ inline Int8Tiles amx_int8_rows(const Operand& a, int64_t row, int64_t count, int
 // c = the sums times the factors of rows and columns. Sums of PLANES tiles belong to 16 columns.
 template <int PLANES>
 MOE_INLINE void amx_int8_values(const int32_t (*sums)[TILE_SIDE][TILE_SIDE], int64_t rows, const float* scale,
-                                int64_t scale_stride, const float* factor, float* c, int64_t ldc) {
+                                int64_t scale_stride, const float* factor, float* c, int64_t ldc,
+                                int64_t columns = LANES) {
   const Vec by_column = load(factor);
   for (int64_t r = 0; r < rows; ++r) {
     Vec value = __builtin_convertvector(load_quads(sums[0][r]), Vec);
     if constexpr (PLANES == 2) value = splat(256.0f) * value + __builtin_convertvector(load_quads(sums[1][r]), Vec);
-    store(c + r * ldc, value * splat(scale[r * scale_stride]) * by_column);
+    store_first(c + r * ldc, value * splat(scale[r * scale_stride]) * by_column, columns);
   }
 }
 
@@ -59,39 +61,40 @@ MOE_INLINE void amx_int8_dot() {
     tile_dot_int8<C, A, B>();
 }
 
-// One tile of rows by RIGHT tiles, `pitch` words apart; with two planes every second one is a low one. The first lines
-// of the rows at `next` are fetched towards the end. Where much is read on the right, it must not wait for memory
-// behind the left, which is therefore fetched some tiles ahead.
+// One tile of rows by RIGHT tiles of `width` columns, `pitch` words apart; with two planes every second one is a low
+// one. The first lines of the rows at `next` are fetched towards the end. Where much is read on the right, it must not
+// wait for memory behind the left, which is therefore fetched some tiles ahead.
 template <int PLANES, int RIGHT>
-inline void amx_int8_narrow(const Int8Tiles& left, const char* next, int64_t next_stride, const float* right,
-                            int64_t pitch, int64_t tiles, int32_t (*sums)[TILE_SIDE][TILE_SIDE]) {
+inline void amx_int8_narrow(const Int8Tiles& left, const char* next, const float* right, int64_t width, int64_t pitch,
+                            int64_t tiles, int32_t (*sums)[TILE_SIDE][TILE_SIDE]) {
   constexpr int64_t AHEAD = 4;
+  const int64_t stride = width * 4, step = TILE_SIDE * width;
   tile_zero<0>();
   tile_zero<1>();
   tile_zero<2>();
   tile_zero<3>();
-  for (int64_t t = 0; t < tiles; ++t, right += TILE_WORDS) {
+  for (int64_t t = 0; t < tiles; ++t, right += step) {
     if (next && t >= tiles - TILE_SIDE) {
-      const char* row = next + (t - tiles + TILE_SIDE) * next_stride;
+      const char* row = next + (t - tiles + TILE_SIDE) * left.stride;
       __builtin_prefetch(row, 0, 2);
       __builtin_prefetch(row + 64, 0, 2);
     }
-    if (RIGHT > 1 && t + AHEAD < tiles)
+    if (RIGHT > PLANES && t + AHEAD < tiles)
       for (int64_t r = 0; r < TILE_SIDE; ++r)
         __builtin_prefetch(left.base + (t + AHEAD) * TILE_ROW_BYTES + r * left.stride, 0, 3);
     tile_load<4>(left.base + t * TILE_ROW_BYTES, left.stride);
-    tile_load<6>(right, TILE_ROW_BYTES);
+    tile_load<6>(right, stride);
     tile_dot_signed<0, 4, 6>();
     if constexpr (RIGHT > 1) {
-      tile_load<7>(right + pitch, TILE_ROW_BYTES);
+      tile_load<7>(right + pitch, stride);
       amx_int8_dot<1, 4, 7, PLANES == 1>();
     }
     if constexpr (RIGHT > 2) {
-      tile_load<6>(right + 2 * pitch, TILE_ROW_BYTES);
+      tile_load<6>(right + 2 * pitch, stride);
       tile_dot_signed<2, 4, 6>();
     }
     if constexpr (RIGHT > 3) {
-      tile_load<7>(right + 3 * pitch, TILE_ROW_BYTES);
+      tile_load<7>(right + 3 * pitch, stride);
       amx_int8_dot<3, 4, 7, PLANES == 1>();
     }
   }
@@ -105,22 +108,38 @@ inline void amx_int8_narrow(const Int8Tiles& left, const char* next, int64_t nex
 // not wait for the end of a sum.
 template <int PLANES, int RIGHT>
 inline void product_amx_int8_narrow(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth,
-                                    const float* b, const float* factor, int64_t plane) {
+                                    const float* b, const float* factor, int64_t plane, int64_t columns) {
   alignas(64) int32_t sums[2][AMX_INT8_NARROW][TILE_SIDE][TILE_SIDE];
-  const auto finish = [&](int64_t m) {
+  const bool few = columns <= AMX_FEW;
+  const int64_t width = few ? columns : TILE_SIDE;
+  // The rows of a tile: from `first` on, `apart` from each other.
+  struct Done {
+    int64_t first, apart, count;
+  } before{0, 1, 0};
+  int turn = 0;
+  const auto finish = [&](const Done& tile, int of) {
     for (int64_t g = 0; g < RIGHT / PLANES; ++g)
-      amx_int8_values<PLANES>(sums[m / TILE_SIDE % 2] + g * PLANES, std::min(rows - m, TILE_SIDE),
-                              a.scale + m * a.scale_stride, a.scale_stride, factor + g * TILE_SIDE,
-                              c + m * ldc + g * TILE_SIDE, ldc);
+      amx_int8_values<PLANES>(sums[of] + g * PLANES, tile.count, a.scale + tile.first * a.scale_stride,
+                              tile.apart * a.scale_stride, factor + g * TILE_SIDE, c + tile.first * ldc + g * TILE_SIDE,
+                              tile.apart * ldc, few ? columns : LANES);
   };
-  for (int64_t m = 0; m < rows; m += TILE_SIDE) {
-    const Int8Tiles left = amx_int8_rows(a, m, std::min(rows - m, TILE_SIDE), depth);
-    const char* next = m + TILE_SIDE < rows ? a.base + (m + TILE_SIDE) * a.row_stride : a.next;
-    amx_int8_narrow<PLANES, RIGHT>(left, next, a.row_stride, b, plane * TILE_SIDE, plane / TILE_SIDE,
-                                   sums[m / TILE_SIDE % 2]);
-    if (m > 0) finish(m - TILE_SIDE);
+  for (int64_t m = 0; m < rows;) {
+    const int64_t apart = depth % 64 == 0 ? rows_apart(a.row_stride, rows - m) : 1, height = apart * TILE_SIDE;
+    for (int64_t i = 0; i < apart; ++i) {
+      const Done tile{m + i, apart, std::min(rows - m, TILE_SIDE)};
+      const char* next = i + 1 < apart       ? a.base + (m + i + 1) * a.row_stride
+                         : m + height < rows ? a.base + (m + height) * a.row_stride
+                                             : a.next;
+      Int8Tiles left = amx_int8_rows(a, m + i, tile.count, depth);
+      left.stride *= apart;
+      amx_int8_narrow<PLANES, RIGHT>(left, next, b, width, plane * width, plane / TILE_SIDE, sums[turn]);
+      finish(before, 1 - turn);
+      before = tile;
+      turn = 1 - turn;
+    }
+    m += height;
   }
-  if (rows > 0) finish((rows - 1) / TILE_SIDE * TILE_SIDE);
+  finish(before, 1 - turn);
 }
 
 // Two tiles of rows by two on the right: 32 columns, or both planes of 16.
@@ -184,11 +203,12 @@ inline void product_amx_int8_wide(float* c, int64_t ldc, const Operand& a, int64
 
 template <int PLANES, int RIGHT = AMX_INT8_NARROW>
 inline void product_amx_int8_of_width(int64_t right, float* c, int64_t ldc, const Operand& a, int64_t rows,
-                                      int64_t depth, const float* b, const float* factor, int64_t plane) {
+                                      int64_t depth, const float* b, const float* factor, int64_t plane,
+                                      int64_t columns) {
   if (right == RIGHT)
-    product_amx_int8_narrow<PLANES, RIGHT>(c, ldc, a, rows, depth, b, factor, plane);
+    product_amx_int8_narrow<PLANES, RIGHT>(c, ldc, a, rows, depth, b, factor, plane, columns);
   else if constexpr (RIGHT > PLANES)
-    product_amx_int8_of_width<PLANES, RIGHT - PLANES>(right, c, ldc, a, rows, depth, b, factor, plane);
+    product_amx_int8_of_width<PLANES, RIGHT - PLANES>(right, c, ldc, a, rows, depth, b, factor, plane, columns);
 }
 
 template <int PLANES>
@@ -198,7 +218,7 @@ inline void product_amx_int8(float* c, int64_t ldc, const Operand& a, int64_t ro
   const float* factor = b + PLANES * plane * ldb;
   tile_begin();
   if (right <= AMX_INT8_NARROW)
-    product_amx_int8_of_width<PLANES>(right, c, ldc, a, rows, depth, b, factor, plane);
+    product_amx_int8_of_width<PLANES>(right, c, ldc, a, rows, depth, b, factor, plane, columns);
   else
     product_amx_int8_wide<PLANES>(c, ldc, a, rows, depth, b, factor, plane, columns);
   tile_end();
@@ -207,6 +227,18 @@ inline void product_amx_int8(float* c, int64_t ldc, const Operand& a, int64_t ro
 template <int PLANES>
 inline void pack_columns_amx_int8(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t, int64_t columns) {
   const int64_t plane = (columns + 63) / 64 * FEW_WORDS, item = item_size(rows.dtype);
+  if (count <= AMX_FEW) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float most = largest(rows.at(i, 0), rows.dtype, columns);
+      b[PLANES * plane * count + i] = most / INT8_LARGEST<PLANES>;
+      const Vec inverse = splat(most > 0.0f ? INT8_LARGEST<PLANES> / most : 0.0f);
+      for (int p = 0; p < PLANES; ++p)
+        for (int64_t k = 0; k < columns; k += 64)
+          scatter_words(b + (p * plane + k / 4) * count + i, count,
+                        int8_words<PLANES, true>(rows.at(i, 0) + k * item, rows.dtype, columns - k, inverse, p));
+    }
+    return;
+  }
   float* factor = b + PLANES * plane * ldb;
   for (int64_t i = 0; i < ldb; i += LANES) {
     Vec inverse[LANES] = {};
@@ -235,7 +267,7 @@ constexpr Form amx_int8_form() {
   return {DType::f32, 4,
           0,          1,
           PLANES,     TILE_SIDE,
-          0,          0,
+          AMX_FEW,    0,
           0,          product_amx_int8<PLANES>,
           nullptr,    pack_columns_amx_int8<PLANES>,
           nullptr,    nullptr};

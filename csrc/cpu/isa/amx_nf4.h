@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "amx_tile.h"
+#include "amx_words.h"
 #include "nf4_pairs.h"
 
 namespace moe {
@@ -16,10 +17,6 @@ constexpr int64_t NF4_TILE = TILE_SIDE * TILE_SIDE;  // words
 constexpr int64_t NF4_LINE = 2 * NF4_BLOCK;
 // Up to so many tiles of columns are summed in one go.
 constexpr int64_t AMX_NF4_NARROW = 4;
-// Up to so many columns, those of a word lie next to each other without padding, so that all words stay in the
-// first-level cache beside the tiles. A tile on the right then has the words that follow in its other columns, whose
-// sums nobody uses. (Up to 60 bytes behind the packed operand are read: it never lies at the end of its memory.)
-constexpr int64_t AMX_NF4_FEW = 8;
 // k that are unpacked at a time for more columns: 32 rows of them stay in the first-level cache.
 constexpr int64_t AMX_NF4_SPAN = 512;
 
@@ -137,7 +134,7 @@ inline void amx_nf4_narrow(float* c, int64_t ldc, const Nf4Rows& rows, int64_t b
 template <int COLUMNS>
 inline void product_amx_nf4_narrow(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
                                    int64_t ldb, int64_t columns, bool accumulate) {
-  const bool few = COLUMNS == 1 && columns <= AMX_NF4_FEW;
+  const bool few = COLUMNS == 1 && columns <= AMX_FEW;
   const int64_t blocks = depth / NF4_BLOCK, row_bytes = a.row_stride / 2;
   // What few columns give is copied after the next rows are under way.
   alignas(64) float sums[2][NF4_TILE];
@@ -148,11 +145,7 @@ inline void product_amx_nf4_narrow(float* c, int64_t ldc, const Operand& a, int6
       store_first(waiting + r * waiting_stride, load(from + r * TILE_SIDE), columns);
   };
   for (int64_t m = 0; m < rows;) {
-    // A tile's rows lie a page apart, as far as there are so many. Then each page is read from its beginning to its end
-    // by one tile after the other, which the processor foresees. (Xeon with AMX: 23.1 values a nanosecond and core,
-    // with neighbours as rows 17.7.)
-    int64_t apart = 1;
-    while (2 * apart * row_bytes <= 4096 && 2 * apart * TILE_SIDE <= rows - m) apart *= 2;
+    const int64_t apart = rows_apart(row_bytes, rows - m);
     const int64_t height = apart * TILE_SIDE;
     for (int64_t i = 0; i < apart; ++i) {
       const char* next = i + 1 < apart       ? a.base + (m + i + 1) * row_bytes
@@ -275,20 +268,9 @@ inline void product_amx_nf4(float* c, int64_t ldc, const Operand& a, int64_t row
   tile_end();
 }
 
-// 16 words of a column to where it has its words, `columns` apart.
-MOE_INLINE void scatter_words(float* to, int64_t columns, Vec words) {
-  if (columns == 1) {
-    store(to, words);
-    return;
-  }
-  float lane[LANES];
-  store(lane, words);
-  for (int64_t i = 0; i < LANES; ++i) std::memcpy(to + i * columns, lane + i, sizeof(float));
-}
-
 inline void pack_columns_amx_nf4(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t first_column,
                                  int64_t columns) {
-  if (count > AMX_NF4_FEW) {
+  if (count > AMX_FEW) {
     pack_columns_nf4<0>(b, ldb, rows, count, first_column, columns);
     return;
   }
@@ -305,7 +287,7 @@ inline void pack_columns_amx_nf4(float* b, int64_t ldb, const Rows& rows, int64_
 
 inline void pack_block_amx_nf4(float* b, int64_t ldb, int64_t first, const float* src, int64_t ld, int64_t depth,
                                int64_t columns) {
-  if (columns > AMX_NF4_FEW) {
+  if (columns > AMX_FEW) {
     pack_block_nf4<0>(b, ldb, first, src, ld, depth, columns);
     return;
   }
@@ -323,7 +305,7 @@ constexpr Form AMX_NF4 = {DType::bf16,
                           NF4_BLOCK,
                           1,
                           TILE_SIDE,
-                          AMX_NF4_FEW,
+                          AMX_FEW,
                           0,
                           2 * AMX_NF4_SPAN / 32 * NF4_TILE,
                           product_amx_nf4,
