@@ -232,15 +232,19 @@ inline void product_int8(float* c, int64_t ldc, const Operand& a, int64_t rows, 
     many_int8<PLANES>(c, ldc, a, rows, depth, b, ldb, columns);
 }
 
-// 64 values of a row, of which `count` exist, as the bytes of `plane`.
 template <int PLANES>
+constexpr float INT8_LARGEST = PLANES == 2 ? 32767.0f : 127.0f;
+
+// 64 values of a row, of which `count` exist, as the bytes of `plane`; the upper plane without a sign, or with one.
+template <int PLANES, bool SIGNED = false>
 MOE_INLINE Vec int8_words(const char* src, DType dtype, int64_t count, Vec inverse, int plane) {
-  constexpr int32_t OFFSET = PLANES == 2 ? 32768 : 128;
+  constexpr int32_t OFFSET = SIGNED ? 0 : PLANES == 2 ? 32768 : 128;
   __m128i quarter[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
+    const char* at = src + i * LANES * item_size(dtype);
     const int64_t left = std::max<int64_t>(0, std::min<int64_t>(count - i * LANES, LANES));
-    const Vec x = load_first_as(src + i * LANES * item_size(dtype), dtype, left) * inverse;
+    const Vec x = (count >= 64 ? load_as(at, dtype) : load_first_as(at, dtype, left)) * inverse;
     const __m512i v = _mm512_add_epi32(_mm512_cvtps_epi32(reinterpret_cast<__m512>(x)), _mm512_set1_epi32(OFFSET));
     quarter[i] = _mm512_cvtepi32_epi8(PLANES == 2 && plane == 0 ? _mm512_srli_epi32(v, 8) : v);
   }
@@ -250,7 +254,6 @@ MOE_INLINE Vec int8_words(const char* src, DType dtype, int64_t count, Vec inver
 
 template <int PLANES, int64_t FEW>
 inline void pack_columns_int8(float* b, int64_t ldb, const Rows& rows, int64_t count, int64_t, int64_t columns) {
-  constexpr float LARGEST = PLANES == 2 ? 32767.0f : 127.0f;
   const int64_t plane = (columns + 63) / 64 * FEW_WORDS, item = item_size(rows.dtype);
   const bool few = count <= FEW;
   const int64_t width = few ? count : ldb;
@@ -260,8 +263,8 @@ inline void pack_columns_int8(float* b, int64_t ldb, const Rows& rows, int64_t c
     const int64_t height = std::max<int64_t>(0, std::min<int64_t>(count - i, LANES));
     for (int64_t r = 0; r < std::min<int64_t>(width - i, LANES); ++r) {
       const float most = r < height ? largest(rows.at(i + r, 0), rows.dtype, columns) : 0.0f;
-      factor[i + r] = most / LARGEST;
-      inverse[r] = splat(most > 0.0f ? LARGEST / most : 0.0f);
+      factor[i + r] = most / INT8_LARGEST<PLANES>;
+      inverse[r] = splat(most > 0.0f ? INT8_LARGEST<PLANES> / most : 0.0f);
     }
     for (int p = 0; p < PLANES; ++p)
       for (int64_t k = 0; k < columns; k += 64) {

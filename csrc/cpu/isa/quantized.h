@@ -63,9 +63,17 @@ inline void dequantize(float* dst, const Operand& a, int64_t row, int64_t first,
 inline void nested_scales(float* dst, const uint8_t* bytes, int64_t first, int64_t count, const float* nested,
                           const float* code, float offset) {
   constexpr int64_t NESTED_BLOCK = 256;
+  // Most often those behind these are wanted next.
+  for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(bytes + count + i, 0, 2);
   for (int64_t i = 0; i < count;) {
     const int64_t at = first + i, end = std::min(count, i + NESTED_BLOCK - at % NESTED_BLOCK);
     const float factor = nested[at / NESTED_BLOCK];
+#if defined(MOE_ISA_AVX512)
+    for (; i + LANES <= end; i += LANES) {
+      const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i)));
+      store(dst + i, fma(reinterpret_cast<Vec>(_mm512_i32gather_ps(index, code, 4)), splat(factor), splat(offset)));
+    }
+#endif
     for (; i < end; ++i) dst[i] = code[bytes[i]] * factor + offset;
   }
 }
@@ -98,12 +106,14 @@ inline void product_quantized_floats(float* c, int64_t ldc, const Operand& a, in
 // max |x| of a row.
 inline float largest(const char* row, DType dtype, int64_t count) {
   Vec most = {};
-  for (int64_t j = 0; j < count; j += LANES) {
-    const Vec x = load_first_as(row + j * item_size(dtype), dtype, std::min<int64_t>(count - j, LANES));
+  // A NaN shall win.
+  const auto take = [&](Vec x) {
     const Vec size = reinterpret_cast<Vec>(reinterpret_cast<VecU>(x) & 0x7fffffffu);
-    // A NaN shall win.
     most = most > size ? most : size;
-  }
+  };
+  int64_t j = 0;
+  for (; j + LANES <= count; j += LANES) take(load_as(row + j * item_size(dtype), dtype));
+  if (j < count) take(load_first_as(row + j * item_size(dtype), dtype, count - j));
   float lane[LANES], result = 0.0f;
   store(lane, most);
   for (int i = 0; i < LANES; ++i) result = result > lane[i] ? result : lane[i];
