@@ -60,7 +60,8 @@ def _of_transformers(path: str, module: nn.Module) -> Explanation:
     layout += ["biases"] if module.has_bias else []
     how = f" ({', '.join(layout)})" if layout else ""
     if found.activation is not None and not found.post_norm:
-        op, computed = "fused_experts", f"fused_experts, {found.activation}{how}"
+        clamped = "" if found.limit is None else f" clamped at {found.limit:g}"
+        op, computed = "fused_experts", f"fused_experts, {found.activation}{clamped}{how}"
     else:
         op, computed = "grouped_mm", f"two grouped_mm{how} with the model's own function"
     name: str | None = module.config._experts_implementation  # type: ignore[union-attr, assignment]
