@@ -28,13 +28,16 @@ _FOUND = "_moe_kernels_router"
 TOKENS = 64
 # Of float32 weights in another order of operations.
 _CLOSE = 1e-4
+# The name of a bias that the router gets with its hidden states, in the place of a parameter's.
+GIVEN = "(given)"
 
 
 class Rule(NamedTuple):
     """What a router computes: the arguments of `topk_gating`, and how its logits come about.
 
-    `added` names what is added to the logits, `bias` what is added to the scores for the choice. Logits are computed in
-    float32 where `wide_logits`; with 16-bit weights, routing weights are in float32 where `wide_weights`.
+    `added` names what is added to the logits, `bias` what is added to the scores for the choice; it may be `GIVEN`.
+    Logits are computed in float32 where `wide_logits`; with 16-bit weights, routing weights are in float32 where
+    `wide_weights`.
     """
 
     k: int
@@ -81,15 +84,20 @@ def _stand_ins(router: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
             values[name] = torch.randn(value.shape, generator=generator, device="cpu") * factor
     # A buffer may have a dtype of its own.
     own = {n: b.dtype for n, b in router.named_buffers() if b.is_floating_point()}
-    device = "cpu" if router.weight.is_meta else router.weight.device
-    return {n: v.to(device, own.get(n, dtype)) for n, v in values.items()}  # type: ignore[arg-type]
+    if len(inspect.signature(router.forward).parameters) == 2:
+        values[GIVEN] = torch.randn(values["weight"].shape[0], generator=generator, device="cpu") / 4
+    weight: Any = router.weight
+    device = torch.device("cpu") if weight.is_meta else weight.device
+    return {n: v.to(device, own.get(n, dtype)) for n, v in values.items()}
 
 
 def _asked(router: nn.Module, dtype: torch.dtype, values: dict[str, Tensor]) -> tuple[Tensor, Any]:
     weight = values["weight"]
     x = torch.randn(TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(1), device="cpu")
     x = x.to(weight.device, dtype)
-    return x, torch.func.functional_call(router, values, (x,))
+    own = {name: value for name, value in values.items() if name != GIVEN}
+    given = (values[GIVEN],) if GIVEN in values else ()
+    return x, torch.func.functional_call(router, own, (x, *given))
 
 
 def _is_routing(out: Any, E: int) -> bool:
@@ -136,10 +144,10 @@ def _fit(router: nn.Module, values: dict[str, Tensor], added: str | None, out: A
 def _rule(router: nn.Module) -> Rule | str:
     """Return the router's rule, or why there is none."""
     name = type(router).__name__
-    if "forward" in router.__dict__ or len(inspect.signature(router.forward).parameters) != 1:
-        return f"{name} has a forward that somebody replaced, or that takes more than hidden states"
-    E = router.weight.shape[0]  # type: ignore[union-attr, index]
+    if "forward" in router.__dict__ or len(inspect.signature(router.forward).parameters) > 2:
+        return f"{name} has a forward that somebody replaced, or that takes more than hidden states and a bias"
     values = _stand_ins(router, torch.float32)
+    E = values["weight"].shape[0]
     x, out = _asked(router, torch.float32, values)
     if not _is_routing(out, E):
         return f"{name} returns something else than logits, weights and indices"
@@ -147,11 +155,14 @@ def _rule(router: nn.Module) -> Rule | str:
         return f"{name} draws random numbers"
     linear = functional.linear(x, values["weight"])
     vectors = [n for n, v in values.items() if v.numel() == E and n != "weight"]
-    sums = {None: linear, **{n: linear + values[n].float().reshape(E) for n in vectors}}
+    sums: dict[str | None, Tensor] = {None: linear}
+    sums |= {n: linear + values[n].float().reshape(E) for n in vectors}
     close = [n for n, want in sums.items() if torch.allclose(out[0].float(), want, rtol=1e-4, atol=1e-4)]
-    if not close:
+    if not close or close[0] == GIVEN:
         return f"the logits of {name} are no linear map of its input"
     found = _fit(router, values, close[0], out)
+    if GIVEN in values and (found is None or found["bias"] != GIVEN):
+        return f"what {name} makes of its second argument is not known"
     if found is None:
         return f"what {name} makes of its logits is none of topk_gating's rules"
     narrow = _asked(router, torch.bfloat16, _stand_ins(router, torch.bfloat16))[1]
@@ -182,15 +193,20 @@ def router_rule(router: nn.Module) -> Rule | str:
     return found
 
 
-def _forward(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(self: Any, hidden_states: Tensor, *given: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits (T, E), weights (T, K) and indices (T, K) int64, as the router's own forward does."""
     rule: Rule = self.__dict__[_FOUND]
     x, weight = hidden_states.reshape(-1, self.weight.shape[1]), self.weight
     added = None if rule.added is None else attrgetter(rule.added)(self).reshape(-1)
     if rule.wide_logits:
         x, weight, added = x.float(), weight.float(), None if added is None else added.float()
-    logits = functional.linear(x, weight, added)
-    bias = None if rule.bias is None else attrgetter(rule.bias)(self).detach().float().reshape(-1)
+    logits = functional.linear(x.to(weight.dtype), weight, added)
+    bias = None
+    if rule.bias == GIVEN:
+        bias = next(iter((*given, *named.values())), None)
+    elif rule.bias is not None:
+        bias = attrgetter(rule.bias)(self)
+    bias = None if bias is None else bias.detach().float().reshape(-1)
     gating = topk_gating(
         logits,
         rule.k,
@@ -212,9 +228,13 @@ def computes_topk_gating(router: nn.Module) -> bool:
     return getattr(router.__dict__.get("forward"), "__func__", None) is _forward
 
 
+def patched(router: nn.Module) -> nn.Module:
+    """Let a router compute with `topk_gating`, if its rule is known; return it."""
+    if isinstance(router_rule(router), Rule):
+        router.forward = MethodType(_forward, router)
+    return router
+
+
 def use_topk_gating(model: nn.Module) -> int:
     """Let the routers whose rule is known compute with `topk_gating`; return how many now do."""
-    known = [router for _, router in routers(model) if isinstance(router_rule(router), Rule)]
-    for router in known:
-        router.forward = MethodType(_forward, router)  # type: ignore[method-assign]
-    return len(known)
+    return sum(computes_topk_gating(patched(router)) for _, router in routers(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import types
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import DeepseekV3ForCausalLM, MixtralForCausalLM, Qwen3MoeForC
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 import moe_kernels
-from moe_kernels.integrations.routers import Rule, router_rule, routers, use_topk_gating
+from moe_kernels.integrations.routers import Rule, computes_topk_gating, patched, router_rule, routers
 from moe_kernels.testing import assert_close, relative_error
 
 FEW = (DeepseekV3ForCausalLM, MixtralForCausalLM, Qwen3MoeForCausalLM)
@@ -28,18 +29,6 @@ def _randomized(router: nn.Module) -> nn.Module:
     return router
 
 
-def _ours(router: nn.Module) -> nn.Module:
-    """The same router as a patched model has it."""
-    router = copy.deepcopy(router)
-    experts = nn.Module()
-    # The marks of an expert module.
-    experts.config, experts.has_bias, experts.is_transposed = None, False, False
-    block = nn.Module()
-    block.router, block.experts = router, experts
-    assert use_topk_gating(block) == 1
-    return router
-
-
 def _by_expert(weights, indices):
     indices, order = indices.sort(1)
     return weights.gather(1, order), indices
@@ -48,10 +37,13 @@ def _by_expert(weights, indices):
 def _differences(router: nn.Module, dtype: torch.dtype) -> list[str]:
     """What the patched router does otherwise."""
     theirs = _randomized(router).to(dtype)
-    ours = _ours(theirs)
+    ours = patched(copy.deepcopy(theirs))
+    assert computes_topk_gating(ours) and not computes_topk_gating(theirs)
     x = torch.randn(200, router.weight.shape[1], generator=torch.Generator().manual_seed(1)).to(dtype)
     x, y = (x.clone().requires_grad_() for _ in range(2))
-    want, got = theirs(x), ours(y)
+    # Some routers are given the bias for the choice.
+    given = (torch.rand(len(router.weight)),) if len(inspect.signature(router.forward).parameters) == 2 else ()
+    want, got = theirs(x, *given), ours(y, *given)
     found = [f"dtypes {a.dtype}, {b.dtype}" for a, b in zip(want, got, strict=True) if a.dtype != b.dtype]
     found += [f"shapes {a.shape}, {b.shape}" for a, b in zip(want, got, strict=True) if a.shape != b.shape]
     if found:
@@ -90,7 +82,8 @@ def test_every_router_that_is_known_gives_what_it_gave(dtype):
     print(f"{len(known)} classes of routers are topk_gating:", *(f"{n}: {r}" for n, r in known.items()), sep="\n")
     print(f"{len(unknown)} are left alone:", *(f"{n}: {r}" for n, r in unknown.items()), sep="\n")
     assert not wrong, wrong
-    assert {f"{name}Router" for name in ("MixtralTopK", "Qwen3MoeTopK", "OlmoeTopK", "DeepseekV3Topk")} <= set(known)
+    at_least = ("MixtralTopK", "Qwen3MoeTopK", "OlmoeTopK", "DeepseekV3Topk", "MiniMaxM2TopK")
+    assert {f"{name}Router" for name in at_least} <= set(known)
 
 
 @pytest.mark.parametrize("model", FEW, ids=lambda m: m.__name__)
