@@ -46,10 +46,10 @@ QuantizedView make_quantized(int format, const TensorView& data, const TensorVie
           nested ? *nested_code : TensorView{},           offset, columns};
 }
 
-moe::Activation activation_from(int code) {
+moe::LimitedActivation activation_from(int code, float limit) {
   if (code < 0 || code > static_cast<int>(moe::Activation::gpt_oss))
     throw moe::Error("activation: unknown code " + std::to_string(code));
-  return static_cast<moe::Activation>(code);
+  return {static_cast<moe::Activation>(code), limit};
 }
 
 void bind_gating(py::module_& m) {
@@ -150,12 +150,12 @@ void bind_experts(py::module_& m) {
       "fused_experts",
       [](const TensorView& x, const TensorView& indices, const TensorView& weights, const TensorView& gate_up,
          const TensorView& down, const TensorView* gate_up_bias, const TensorView* down_bias, int activation,
-         bool interleaved, bool transposed, const TensorView& out, const TensorView* pre, const TensorView* offsets,
-         const TensorView* row_token, const TensorView* slot_row, int threads) {
+         float limit, bool interleaved, bool transposed, const TensorView& out, const TensorView* pre,
+         const TensorView* offsets, const TensorView* row_token, const TensorView* slot_row, int threads) {
         const moe::Weight up_weight(gate_up, transposed), down_weight(down, transposed);
         run_experts(x, indices, weights,
-                    {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved}, out,
-                    pre, offsets, row_token, slot_row, threads);
+                    {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation, limit), interleaved},
+                    out, pre, offsets, row_token, slot_row, threads);
       },
       Unlocked());
   m.def(
@@ -163,13 +163,13 @@ void bind_experts(py::module_& m) {
       [](const TensorView& grad, const TensorView& x, const TensorView& weights, const TensorView& gate_up,
          const TensorView& down, const TensorView* gate_up_bias, const TensorView* down_bias, const TensorView& pre,
          const TensorView& offsets, const TensorView& row_token, const TensorView& slot_row, int activation,
-         bool interleaved, bool transposed, const TensorView* grad_x, const TensorView* grad_weights,
+         float limit, bool interleaved, bool transposed, const TensorView* grad_x, const TensorView* grad_weights,
          const TensorView* grad_gate_up, const TensorView* grad_down, const TensorView* grad_gate_up_bias,
          const TensorView* grad_down_bias, bool add, int threads) {
         const moe::Weight up_weight(gate_up, transposed), down_weight(down, transposed);
         moe::fused_experts_backward(
             grad, x, weights,
-            {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved},
+            {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation, limit), interleaved},
             {pre, offsets, row_token, slot_row},
             {grad_x, grad_weights, grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias, add}, threads);
       },
@@ -178,13 +178,13 @@ void bind_experts(py::module_& m) {
       "fused_experts_quantized",
       [](const TensorView& x, const TensorView& indices, const TensorView& weights, const QuantizedView& gate_up,
          const QuantizedView& down, const TensorView* gate_up_bias, const TensorView* down_bias, int activation,
-         bool interleaved, bool dynamic, const TensorView& out, const TensorView* pre, const TensorView* offsets,
-         const TensorView* row_token, const TensorView* slot_row, int threads) {
+         float limit, bool interleaved, bool dynamic, const TensorView& out, const TensorView* pre,
+         const TensorView* offsets, const TensorView* row_token, const TensorView* slot_row, int threads) {
         const moe::Weight up_weight(gate_up), down_weight(down);
         run_experts(
             x, indices, weights,
-            {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved, dynamic}, out,
-            pre, offsets, row_token, slot_row, threads);
+            {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation, limit), interleaved, dynamic},
+            out, pre, offsets, row_token, slot_row, threads);
       },
       Unlocked());
   m.def(
@@ -192,12 +192,12 @@ void bind_experts(py::module_& m) {
       [](const TensorView& grad, const TensorView& x, const TensorView& weights, const QuantizedView& gate_up,
          const QuantizedView& down, const TensorView* gate_up_bias, const TensorView* down_bias, const TensorView& pre,
          const TensorView& offsets, const TensorView& row_token, const TensorView& slot_row, int activation,
-         bool interleaved, const TensorView* grad_x, const TensorView* grad_weights,
+         float limit, bool interleaved, const TensorView* grad_x, const TensorView* grad_weights,
          const TensorView* grad_gate_up_bias, const TensorView* grad_down_bias, int threads) {
         const moe::Weight up_weight(gate_up), down_weight(down);
         moe::fused_experts_backward(
             grad, x, weights,
-            {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation), interleaved},
+            {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation, limit), interleaved},
             {pre, offsets, row_token, slot_row},
             {grad_x, grad_weights, nullptr, nullptr, grad_gate_up_bias, grad_down_bias}, threads);
       },

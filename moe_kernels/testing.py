@@ -122,8 +122,25 @@ def expert_inputs(
     )
 
 
+def whole_pre_activation(inputs: ExpertInputs) -> ExpertInputs:
+    """Return x, gate_up and its bias as small whole numbers: the pre-activation is the same in every dtype.
+
+    So every dtype sees the same of its elements on the other side of a clamp, whose derivative is a step.
+    """
+    bias = inputs.gate_up_bias
+    return inputs._replace(
+        x=inputs.x.round(),
+        gate_up=(inputs.gate_up * inputs.x.shape[1] ** 0.5).round(),
+        gate_up_bias=None if bias is None else bias.round(),
+    )
+
+
 def naive_experts(
-    inputs: ExpertInputs, activation: str = "silu", interleaved: bool = False, transposed: bool = False
+    inputs: ExpertInputs,
+    activation: str = "silu",
+    limit: float | None = None,
+    interleaved: bool = False,
+    transposed: bool = False,
 ) -> Tensor:
     """The expert MLP as a loop over experts in torch's own operations, differentiable by autograd.
 
@@ -140,23 +157,26 @@ def naive_experts(
             continue
         pre = torch.nn.functional.linear(x[tokens], gate_up[e], None if gate_up_bias is None else gate_up_bias[e])
         if not gated:
-            hidden = _naive_activation(pre, None, activation)
+            hidden = _naive_activation(pre, None, activation, limit)
         elif interleaved:
-            hidden = _naive_activation(pre[:, 0::2], pre[:, 1::2], activation)
+            hidden = _naive_activation(pre[:, 0::2], pre[:, 1::2], activation, limit)
         else:
             gate, up = pre.chunk(2, dim=1)
-            hidden = _naive_activation(gate, up, activation)
+            hidden = _naive_activation(gate, up, activation, limit)
         y = torch.nn.functional.linear(hidden, down[e], None if down_bias is None else down_bias[e])
         out = out.index_add(0, tokens, y.to(weights.dtype) * weights[tokens, slots, None])
     return out.to(x.dtype)
 
 
-def _naive_activation(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
+def _naive_activation(gate: Tensor, up: Tensor | None, activation: str, limit: float | None) -> Tensor:
     functional = torch.nn.functional
     if activation == "gpt_oss":
         assert up is not None
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         return (up + 1) * (gate * torch.sigmoid(gate * 1.702))
+    if limit is not None:
+        assert up is not None
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     curves: dict[str, Callable[[Tensor], Tensor]] = {
         "silu": functional.silu,
         "gelu": functional.gelu,

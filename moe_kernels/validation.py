@@ -247,6 +247,7 @@ def check_fused_experts(
     gate_up: Tensor | QuantizedWeight,
     down: Tensor | QuantizedWeight,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     gate_up_bias: Tensor | None,
@@ -274,6 +275,12 @@ def check_fused_experts(
         fail(op, "gate_up", f"{2 * I} rows an expert (gate and up) or {I} (up alone), as down has I={I}", up_rows)
     gated = up_rows == 2 * I and I > 0
     check_choice(op, "activation", activation, GATED_ACTIVATIONS if gated else PLAIN_ACTIVATIONS)
+    if limit is not None:
+        # NaN is not more than zero either.
+        if not (isinstance(limit, (int, float)) and limit > 0):
+            fail(op, "limit", "a number above 0, or None", limit)
+        if not gated or activation == "gpt_oss":
+            fail(op, "limit", f"None for {activation!r}" if gated else "None for experts without a gate", limit)
     if interleaved and not gated:
         fail(op, "interleaved", "False for experts without a gate", True)
     for name, value, width in (("gate_up_bias", gate_up_bias, up_rows), ("down_bias", down_bias, H)):

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 compiler=${CXX:-g++}
-build=build/sanitize
+build=build/sanitize/$(basename "$compiler")
 # The table of flags by the end of a file's name; CMake's ${...} is the shell's as well.
 eval "$(sed -n 's/^set(\(FLAGS_[a-z0-9_]*\) \(.*\))$/\1="\2"/p' CMakeLists.txt)"
 case $(uname -m) in
@@ -27,16 +27,20 @@ done
 object() { echo "$1/$(echo "${2%.cpp}" | tr / _).o"; }
 
 build_all() {
-    local folder=$1 sanitizers=$2 source isa flags objects=() program
+    local folder=$1 sanitizers=$2 source isa flags objects=() program made
     mkdir -p "$folder"
     for source in csrc/common/*.cpp csrc/cpu/*.cpp "${kernels[@]}" tests/native/{every_op,foreign_isa}.cpp; do
+        # What an earlier run has built stays, unless any source has changed: headers are not followed.
+        made=$(object "$folder" "$source")
+        [[ -e $made && -z $(find csrc tests/native CMakeLists.txt scripts/sanitize.sh -newer "$made" -print -quit) ]] &&
+            continue
         flags=""
         if [[ $source == csrc/cpu/isa/* ]]; then
             isa=${source##*_} isa=FLAGS_${isa%.cpp}
             flags=${!isa?"$source: CMakeLists.txt has no $isa"}
         fi
         printf '%s\0' "$compiler -std=c++17 -O1 -g -fno-omit-frame-pointer -ffp-contract=fast -fno-math-errno \
-            $sanitizers $flags ${defines[*]} -Icsrc -pthread -c $source -o $(object "$folder" "$source")"
+            $sanitizers $flags ${defines[*]} -Icsrc -pthread -c $source -o $made"
     done | xargs -0 -P "${JOBS:-$(nproc)}" -I{} bash -c '{}'
     for source in csrc/common/*.cpp csrc/cpu/*.cpp "${kernels[@]}"; do objects+=("$(object "$folder" "$source")"); done
     for program in every_op foreign_isa; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The checks that take too long for every change: the tests marked slow, the kernels under sanitizers and as ARM code
-# under an emulator, and the benchmarks of the ops.
+# under an emulator, and the benchmarks of the ops at small sizes, for their comparisons and not for their figures.
 # Run it in an environment that has `pip install -e ".[test]" -c constraints.txt`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,5 +15,5 @@ case $status in
     *) exit "$status" ;;
 esac
 if [ -d benchmarks ]; then
-    pytest benchmarks
+    pytest benchmarks --small --benchmark-disable
 fi

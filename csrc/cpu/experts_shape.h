@@ -24,7 +24,7 @@ struct ExpertShape {
     if (gate_up.dtype() != down.dtype()) throw Error(std::string(op) + ": down: expected gate_up's dtype");
     if (experts.gate_up_bias) check_float(op, "gate_up_bias", *experts.gate_up_bias, {count, wide});
     if (experts.down_bias) check_float(op, "down_bias", *experts.down_bias, {count, hidden});
-    if (experts.activation == Activation::gpt_oss && !gated && inner > 0)
+    if (experts.activation.kind == Activation::gpt_oss && !gated && inner > 0)
       throw Error(std::string(op) + ": activation: expected one without a gate, got 'gpt_oss'");
   }
 

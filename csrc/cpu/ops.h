@@ -65,7 +65,7 @@ struct ExpertWeights {
   const Weight& down;
   const TensorView* gate_up_bias;
   const TensorView* down_bias;
-  Activation activation;
+  LimitedActivation activation;
   bool interleaved;
   bool dynamic = false;  // see Kernels::form
 };

@@ -44,19 +44,20 @@ struct Gated {
   float up_slope;    // d act / d up
 };
 
-// OpenAI's GPT-OSS: min(gate, 7) · sigmoid(1.702 · gate) · (clamp(up, -7, 7) + 1). Else f(gate) · up.
-MOE_DEVICE Gated gated(Activation kind, float gate, float up) {
+// f(g) · u with g = min(gate, limit) and u = clamp(up, -limit, limit); OpenAI's GPT-OSS: g · sigmoid(1.702 · g) ·
+// (u + 1) with a limit of 7.
+MOE_DEVICE Gated gated(Activation kind, float limit, float gate, float up) {
+  if (kind == Activation::gpt_oss) limit = 7.0f;
+  const float g = gate > limit ? limit : gate;
+  const bool above = up > limit, below = up < -limit;
+  const float u = above ? limit : below ? -limit : up;
   if (kind != Activation::gpt_oss) {
-    const Curve c = curve(kind, gate);
-    return {c.value * up, c.slope * up, c.value};
+    const Curve c = curve(kind, g);
+    return {c.value * u, gate > limit ? 0.0f : c.slope * u, above || below ? 0.0f : c.value};
   }
-  const float g = gate > 7.0f ? 7.0f : gate;
-  const float high = up > 7.0f ? 7.0f : up;
-  const float u = high < -7.0f ? -7.0f : high;
   const float s = sigmoid(1.702f * g);
   const float slope = s * (1.0f + 1.702f * g * (1.0f - s));
-  const bool inside = up >= -7.0f && up <= 7.0f;
-  return {(u + 1.0f) * g * s, gate <= 7.0f ? (u + 1.0f) * slope : 0.0f, inside ? g * s : 0.0f};
+  return {(u + 1.0f) * g * s, gate > limit ? 0.0f : (u + 1.0f) * slope, above || below ? 0.0f : g * s};
 }
 
 }  // namespace moe::cuda

@@ -28,6 +28,7 @@ struct ExpertOutput {
 
   Form form;
   Activation activation;
+  float limit;  // see gated
   bool is_gated;
   bool interleaved;    // gate and up columns alternate; else the gate's come first
   int64_t columns;     // of out, a multiple of 8
@@ -145,7 +146,7 @@ struct ExpertOutput {
     }
     split(first, second, gate, up);
 #pragma unroll
-    for (int i = 0; i < VECTOR; ++i) gate[i] = gated(activation, gate[i], up[i]).act;
+    for (int i = 0; i < VECTOR; ++i) gate[i] = gated(activation, limit, gate[i], up[i]).act;
     *at(out, columns, row, column) = round(gate);
   }
 
@@ -166,7 +167,7 @@ struct ExpertOutput {
       split(first, second, gate, up);
 #pragma unroll
       for (int i = 0; i < VECTOR; ++i) {
-        const Gated g = gated(activation, gate[i], up[i]);
+        const Gated g = gated(activation, limit, gate[i], up[i]);
         part += grad[i] * g.act;
         act[i] = factor * g.act;
         gate[i] = factor * grad[i] * g.gate_slope;

@@ -87,6 +87,7 @@ void expert_up(const TensorView& x, const TensorView& gate_up, const TensorView&
     auto p = product_of<T>(x, gate_up, offsets, &row_token, out.shape[0], up_from);
     p.output.form = Form::activate;
     p.output.activation = static_cast<Activation>(form.activation);
+    p.output.limit = form.limit;
     p.output.is_gated = form.gated;
     p.output.interleaved = form.interleaved;
     p.output.columns = out.shape[1];
@@ -110,6 +111,7 @@ void expert_down_backward(const TensorView& grad, const TensorView& down, const 
     auto p = product_of<T>(grad, down, offsets, &row_token, weighted.shape[0], 0);
     p.output.form = Form::activate_backward;
     p.output.activation = static_cast<Activation>(form.activation);
+    p.output.limit = form.limit;
     p.output.is_gated = form.gated;
     p.output.interleaved = form.interleaved;
     p.output.columns = weighted.shape[1];

@@ -17,6 +17,7 @@ void grouped_mm(const TensorView& x, const TensorView& w, const TensorView& offs
 
 struct ActivationForm {
   int32_t activation;  // see activation.cuh
+  float limit;
   bool gated;
   bool interleaved;
 };

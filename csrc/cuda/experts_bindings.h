@@ -30,22 +30,23 @@ inline void bind_experts(pybind11::module_& m) {
       "x"_a, "w"_a, "offsets"_a, "row_token"_a, "bias"_a, "row_scale"_a, "out"_a, "device"_a, "stream"_a, Release());
   m.def(
       "expert_up",
-      [on, at](View x, View gate_up, View offsets, View row_token, Maybe bias, int activation, bool gated,
+      [on, at](View x, View gate_up, View offsets, View row_token, Maybe bias, int activation, float limit, bool gated,
                bool interleaved, View out, Maybe pre, int device, uint64_t stream) {
-        expert_up(x, gate_up, offsets, row_token, at(bias), {activation, gated, interleaved}, out, at(pre), device,
-                  on(stream));
+        expert_up(x, gate_up, offsets, row_token, at(bias), {activation, limit, gated, interleaved}, out, at(pre),
+                  device, on(stream));
       },
-      "x"_a, "gate_up"_a, "offsets"_a, "row_token"_a, "bias"_a, "activation"_a, "gated"_a, "interleaved"_a, "out"_a,
-      "pre"_a, "device"_a, "stream"_a, Release());
+      "x"_a, "gate_up"_a, "offsets"_a, "row_token"_a, "bias"_a, "activation"_a, "limit"_a, "gated"_a, "interleaved"_a,
+      "out"_a, "pre"_a, "device"_a, "stream"_a, Release());
   m.def("expert_dots", &expert_dots, "intermediate"_a);
   m.def(
       "expert_down_backward",
       [on, at](View grad, View down, View offsets, View row_token, View pre, View row_weight, int activation,
-               bool gated, bool interleaved, View weighted, View grad_pre, Maybe dots, int device, uint64_t stream) {
-        expert_down_backward(grad, down, offsets, row_token, pre, row_weight, {activation, gated, interleaved},
+               float limit, bool gated, bool interleaved, View weighted, View grad_pre, Maybe dots, int device,
+               uint64_t stream) {
+        expert_down_backward(grad, down, offsets, row_token, pre, row_weight, {activation, limit, gated, interleaved},
                              weighted, grad_pre, at(dots), device, on(stream));
       },
-      "grad"_a, "down"_a, "offsets"_a, "row_token"_a, "pre"_a, "row_weight"_a, "activation"_a, "gated"_a,
+      "grad"_a, "down"_a, "offsets"_a, "row_token"_a, "pre"_a, "row_weight"_a, "activation"_a, "limit"_a, "gated"_a,
       "interleaved"_a, "weighted"_a, "grad_pre"_a, "dots"_a, "device"_a, "stream"_a, Release());
   m.def(
       "grouped_outer",

@@ -55,6 +55,7 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
         parts.gate_up,
         parts.down,
         activation=found.activation,
+        limit=found.limit,
         interleaved=found.interleaved,
         transposed=found.transposed,
         gate_up_bias=parts.gate_up_bias,
@@ -78,4 +79,5 @@ def experts_layout(module: nn.Module) -> ExpertsLayout | None:
         activation=found.activation,
         interleaved=found.interleaved,
         transposed=found.transposed,
+        limit=found.limit,
     )

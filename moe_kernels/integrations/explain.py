@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from moe_kernels.integrations.recognition import is_experts, recognize
+from moe_kernels.integrations.routers import Rule, computes_topk_gating, router_rule, routers
 from moe_kernels.integrations.transformers import NAME
 from moe_kernels.layer import Experts
 from moe_kernels.quantized.experts import QuantizedExperts
@@ -23,6 +24,7 @@ class Explanation(NamedTuple):
         computed: what this package computes it with, once it does.
         reason: why it is not one fused op; empty where it is.
         backend: which backend serves it, or why none does.
+        router: what computes the router beside it; empty where there is none of a known kind.
     """
 
     path: str
@@ -31,11 +33,14 @@ class Explanation(NamedTuple):
     computed: str
     reason: str
     backend: str
+    router: str = ""
 
     def __str__(self) -> str:
         text = f"{self.path} ({self.module}): {self.computed}, backend {self.backend}"
         if self.reason:
             text += f"; {self.reason}"
+        if self.router:
+            text += f"; router: {self.router}"
         if self.implementation not in (None, NAME):
             text += f"; NOT USED: experts_implementation is {self.implementation!r}, moe_kernels.patch(model) sets it"
         return text
@@ -60,11 +65,19 @@ def _of_transformers(path: str, module: nn.Module) -> Explanation:
     layout += ["biases"] if module.has_bias else []
     how = f" ({', '.join(layout)})" if layout else ""
     if found.activation is not None and not found.post_norm:
-        op, computed = "fused_experts", f"fused_experts, {found.activation}{how}"
+        clamped = "" if found.limit is None else f" clamped at {found.limit:g}"
+        op, computed = "fused_experts", f"fused_experts, {found.activation}{clamped}{how}"
     else:
         op, computed = "grouped_mm", f"two grouped_mm{how} with the model's own function"
     name: str | None = module.config._experts_implementation  # type: ignore[union-attr, assignment]
     return Explanation(path, type(module).__name__, name, computed, found.reason, _backend(op, None, up, down))
+
+
+def _router(router: nn.Module) -> str:
+    rule = router_rule(router)
+    if not isinstance(rule, Rule):
+        return f"its own; {rule}"
+    return f"{'topk_gating' if computes_topk_gating(router) else 'its own'}, {rule}"
 
 
 def _of_ours(path: str, module: Experts | QuantizedExperts) -> Explanation:
@@ -86,9 +99,11 @@ def explain(model: nn.Module) -> list[Explanation]:
         model: a model of transformers 5, or any module with this package's layers in it.
     """
     found = []
+    beside = {path.rpartition(".")[0]: router for path, router in routers(model)}
     for path, module in model.named_modules():
         if is_experts(module):
-            found.append(_of_transformers(path, module))
+            router = beside.get(path.rpartition(".")[0])
+            found.append(_of_transformers(path, module)._replace(router="" if router is None else _router(router)))
         elif isinstance(module, (Experts, QuantizedExperts)):
             found.append(_of_ours(path, module))
     for explanation in found:

@@ -92,16 +92,16 @@ def _parts(experts: nn.Module) -> Parts:
         up, down = getattr(experts, layout.gate_up).weight, getattr(experts, layout.down).weight
         up_bias = None if layout.gate_up_bias is None else getattr(experts, layout.gate_up_bias)
         down_bias = None if layout.down_bias is None else getattr(experts, layout.down_bias)
-        between = _activation(layout.activation, up.shape[1] == 2 * down.shape[2], layout.interleaved)
+        between = _activation(layout.activation, layout.limit, up.shape[1] == 2 * down.shape[2], layout.interleaved)
         return Parts(up, down, up_bias, down_bias, False, between)
     assert isinstance(experts, Experts)
     name = experts._up_name
-    between = _activation(experts.activation, experts.gated, False)
+    between = _activation(experts.activation, None, experts.gated, False)
     up_bias, down_bias = getattr(experts, f"{name}_bias"), experts.down_proj_bias
     return Parts(getattr(experts, name), experts.down_proj, up_bias, down_bias, False, between)
 
 
-def _activation(name: str, gated: bool, interleaved: bool) -> Callable[[Tensor], Tensor]:
+def _activation(name: str, limit: float | None, gated: bool, interleaved: bool) -> Callable[[Tensor], Tensor]:
     """The activation of that name in torch's own operations, with autograd."""
     functional = torch.nn.functional
     curves: dict[str, Callable[[Tensor], Tensor]] = {
@@ -119,6 +119,8 @@ def _activation(name: str, gated: bool, interleaved: bool) -> Callable[[Tensor],
         if name == "gpt_oss":
             gate, up = gate.clamp(max=GPT_OSS_LIMIT), up.clamp(-GPT_OSS_LIMIT, GPT_OSS_LIMIT)
             return (up + 1) * gate * torch.sigmoid(GPT_OSS_ALPHA * gate)
+        if limit is not None:
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         return curves[name](gate) * up
 
     return apply

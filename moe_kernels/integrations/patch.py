@@ -12,6 +12,7 @@ from typing import TypeVar
 from torch import nn
 
 from moe_kernels.integrations.recognition import is_experts
+from moe_kernels.integrations.routers import use_topk_gating
 from moe_kernels.integrations.stacked import find_blocks, stack
 from moe_kernels.integrations.transformers import NAME
 from moe_kernels.layer import Experts
@@ -19,7 +20,7 @@ from moe_kernels.layer import Experts
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def patch(model: Model) -> Model:
+def patch(model: Model, *, routers: bool = False) -> Model:
     """Let a model of transformers compute its experts with these kernels.
 
     With transformers 4.57 the experts of each block become one module with stacked weights, named as in transformers 5.
@@ -27,6 +28,8 @@ def patch(model: Model) -> Model:
 
     Args:
         model: a model of transformers 4.57 or 5; or a module that contains one.
+        routers: with transformers 5, let `topk_gating` compute the routers whose rule it knows, too. On a CPU it is not
+            faster than what the models do (docs/performance.md). A token's experts may come in another order.
 
     Returns:
         The same model.
@@ -38,6 +41,8 @@ def patch(model: Model) -> Model:
     experts = [module for module in model.modules() if is_experts(module)]
     if experts:
         _name_it(model, experts)
+        if routers:
+            use_topk_gating(model)
         return model
     blocks = find_blocks(model)
     if not blocks and not any(isinstance(module, Experts) for module in model.modules()):

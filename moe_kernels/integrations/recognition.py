@@ -29,7 +29,7 @@ class Recognized(NamedTuple):
     """How an expert module is computed.
 
     `activation` is None where the module's own gate function or activation has to be called; `reason` says why. The
-    module's gate and up rows alternate where `interleaved`.
+    module's gate and up rows alternate where `interleaved`. `limit` is that of `fused_experts`.
     """
 
     up: str
@@ -38,12 +38,13 @@ class Recognized(NamedTuple):
     interleaved: bool
     post_norm: bool
     reason: str
+    limit: float | None = None
 
 
 def _probe() -> tuple[Tensor, Tensor]:
     """Gates and ups in unrelated orders: steps of 1/4 from -12 to 12, and powers of 2 up to 65536.
 
-    The large ones are for clamps: one at 100 is none of the kernels' activations, though nobody may ever see it act.
+    The large ones are for clamps: one at 100 has to be known, though nobody may ever see it act.
     """
     steps = torch.arange(-48, 49, dtype=torch.float32, device="cpu") / 4
     powers = 2.0 ** torch.arange(4, 17, dtype=torch.float32, device="cpu")
@@ -59,15 +60,28 @@ def _agrees(got: Any, want: Tensor, factors: Tensor) -> bool:
     return bool((distance <= _TOLERANCE * (want.abs() + _TOLERANCE) + _CANCELLED * factors.abs()).all())
 
 
-def _gated(module: nn.Module) -> tuple[str, bool] | None:
-    """Name the gated activation, and whether gate and up alternate."""
+def _limit(module: nn.Module, interleaved: bool) -> float | None:
+    """Return where up seems to be clamped: the factor by which a huge one gives more than 1 does.
+
+    To six digits, which is what float32 arithmetic leaves of it.
+    """
+    ones, ups = torch.ones(2, device="cpu"), torch.tensor((1.0, 2.0**16), device="cpu")
+    pre = torch.stack((ones, ups), 1).flatten() if interleaved else torch.cat((ones, ups))
+    least, most = module._apply_gate(pre[None])[0].tolist()  # type: ignore[operator]
+    factor = float(f"{most / least:.6g}") if least else 0.0
+    return factor if 1.0 < factor < 2.0**16 else None
+
+
+def _gated(module: nn.Module) -> tuple[str, float | None, bool] | None:
+    """Name the gated activation, its limit, and whether gate and up alternate."""
     gate, up = _probe()
     for interleaved in (False, True):
         pre = torch.stack((gate, up), 1).flatten()[None] if interleaved else torch.cat((gate, up))[None]
         got = module._apply_gate(pre.clone())  # type: ignore[operator]
-        for name in GATED_ACTIVATIONS:
-            if _agrees(got, activate(pre, name, True, interleaved), gate * up):
-                return name, interleaved
+        for limit in {None, _limit(module, interleaved)}:
+            for name in GATED_ACTIVATIONS if limit is None else PLAIN_ACTIVATIONS:
+                if _agrees(got, activate(pre, name, limit, True, interleaved), gate * up):
+                    return name, limit, interleaved
     return None
 
 
@@ -76,17 +90,17 @@ def plain_activation(act_fn: Callable[[Tensor], Tensor]) -> str | None:
     values = _probe()[0][None]
     got = act_fn(values.clone())
     return next(
-        (name for name in PLAIN_ACTIVATIONS if _agrees(got, activate(values, name, False, False), values)), None
+        (name for name in PLAIN_ACTIVATIONS if _agrees(got, activate(values, name, None, False, False), values)), None
     )
 
 
-def _ask(module: nn.Module) -> tuple[str | None, bool, str]:
-    """Return the activation, interleaving, and the reason where there is no such activation."""
+def _ask(module: nn.Module) -> tuple[str | None, float | None, bool, str]:
+    """Return the activation, its limit, interleaving, and the reason where there is no such activation."""
     gated = has_gate(module)
     what = "_apply_gate" if gated else "act_fn"
     act_fn = getattr(module, "act_fn", None)
     if isinstance(act_fn, nn.Module) and next(act_fn.parameters(), None) is not None:
-        return None, False, f"{type(module).__name__}.act_fn has parameters, which may change"
+        return None, None, False, f"{type(module).__name__}.act_fn has parameters, which may change"
     try:
         with torch.no_grad():
             if gated:
@@ -96,11 +110,11 @@ def _ask(module: nn.Module) -> tuple[str | None, bool, str]:
             else:
                 plain = plain_activation(module.act_fn)  # type: ignore[arg-type]
                 if plain is not None:
-                    return plain, False, ""
+                    return plain, None, False, ""
     # Whatever a model's own function cannot do with these numbers.
     except Exception as error:
-        return None, False, f"{type(module).__name__}.{what} could not be asked: {type(error).__name__}: {error}"
-    return None, False, f"{type(module).__name__}.{what} is none of the kernels' activations"
+        return None, None, False, f"{type(module).__name__}.{what} could not be asked: {type(error).__name__}: {error}"
+    return None, None, False, f"{type(module).__name__}.{what} is none of the kernels' activations"
 
 
 def recognize(module: nn.Module) -> Recognized:
@@ -111,12 +125,12 @@ def recognize(module: nn.Module) -> Recognized:
     """
     found = module.__dict__.get(_FOUND)
     if found is None:
-        activation, interleaved, reason = _ask(module)
+        activation, limit, interleaved, reason = _ask(module)
         norm = bool(getattr(module, "has_post_expert_norm", False))
         if norm:
             reason = "a norm follows each expert"
         up = "gate_up_proj" if has_gate(module) else "up_proj"
-        found = Recognized(up, bool(module.is_transposed), activation, interleaved, norm, reason)
+        found = Recognized(up, bool(module.is_transposed), activation, interleaved, norm, reason, limit)
         module.__dict__[_FOUND] = found
     return found
 

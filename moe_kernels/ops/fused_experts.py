@@ -24,6 +24,7 @@ def _run(
     gate_up_bias: Tensor | None,
     down_bias: Tensor | None,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     save: bool,
@@ -31,7 +32,9 @@ def _run(
     batch_invariant: bool | None,
 ) -> tuple[Tensor, ...]:
     call = kernel("fused_experts", backend, x, gate_up, down, batch_invariant=batch_invariant)
-    return call(x, indices, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save)
+    return call(
+        x, indices, weights, gate_up, down, gate_up_bias, down_bias, activation, limit, interleaved, transposed, save
+    )
 
 
 def _shapes(
@@ -43,6 +46,7 @@ def _shapes(
     gate_up_bias: Tensor | None,
     down_bias: Tensor | None,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     save: bool,
@@ -74,6 +78,7 @@ def _run_backward(
     row_token: Tensor,
     slot_row: Tensor,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     need: list[bool],
@@ -93,6 +98,7 @@ def _run_backward(
         row_token,
         slot_row,
         activation,
+        limit,
         interleaved,
         transposed,
         *need,
@@ -112,6 +118,7 @@ def _backward_shapes(
     row_token: Tensor,
     slot_row: Tensor,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     need: list[bool],
@@ -133,7 +140,7 @@ def _backward_shapes(
 _backward_op = define(
     "fused_experts_backward",
     "(Tensor grad, Tensor x, Tensor weights, Tensor gate_up, Tensor down, Tensor? gate_up_bias, Tensor? down_bias, "
-    "Tensor pre, Tensor offsets, Tensor row_token, Tensor slot_row, str activation, bool interleaved, "
+    "Tensor pre, Tensor offsets, Tensor row_token, Tensor slot_row, str activation, float? limit, bool interleaved, "
     "bool transposed, bool[] need, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _backward_shapes,
@@ -153,6 +160,7 @@ def _run_backward_into(
     row_token: Tensor,
     slot_row: Tensor,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     need: list[bool],
@@ -164,23 +172,23 @@ def _run_backward_into(
     arguments = (grad, x, weights, gate_up, down, gate_up_bias, down_bias, *saved)
     call = kernel("fused_experts", backend, x, gate_up, down, backward=True)
     if choose("fused_experts", backend, x, gate_up, down) == "cpu":
-        grads = call(*arguments, activation, interleaved, transposed, *need, into=(grad_gate_up, grad_down))
+        grads = call(*arguments, activation, limit, interleaved, transposed, *need, into=(grad_gate_up, grad_down))
     else:
-        grads = call(*arguments, activation, interleaved, transposed, *need)
+        grads = call(*arguments, activation, limit, interleaved, transposed, *need)
         grad_gate_up.add_(grads[2])
         grad_down.add_(grads[3])
     return grads[0], grads[1], grads[4], grads[5]
 
 
 def _into_shapes(*arguments: Any) -> tuple[Tensor, ...]:
-    shapes = _backward_shapes(*arguments[:16])
+    shapes = _backward_shapes(*arguments[:17])
     return shapes[0], shapes[1], shapes[4], shapes[5]
 
 
 _backward_into_op = define(
     "fused_experts_backward_into",
     "(Tensor grad, Tensor x, Tensor weights, Tensor gate_up, Tensor down, Tensor? gate_up_bias, Tensor? down_bias, "
-    "Tensor pre, Tensor offsets, Tensor row_token, Tensor slot_row, str activation, bool interleaved, "
+    "Tensor pre, Tensor offsets, Tensor row_token, Tensor slot_row, str activation, float? limit, bool interleaved, "
     "bool transposed, bool[] need, str? backend, Tensor(a!) grad_gate_up, Tensor(b!) grad_down) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _run_backward_into,
@@ -189,37 +197,39 @@ _backward_into_op = define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, _, weights, gate_up, down, gate_up_bias, down_bias, activation, interleaved, transposed, save, backend, _ = (
-        inputs
-    )
+    x, _, weights, gate_up, down, gate_up_bias, down_bias, *options, save, backend, _ = inputs
     _, pre, offsets, row_token, slot_row = output
     ctx.mark_non_differentiable(pre, offsets, row_token, slot_row)
     ctx.save_for_backward(
         x, weights, gate_up, down, gate_up_bias, down_bias, *((pre, offsets, row_token, slot_row) if save else ())
     )
-    ctx.options = (activation, interleaved, transposed, save, backend)
+    ctx.options = (tuple(options), save, backend)
+
+
+# Of activation, limit, interleaved, transposed, save, backend and batch_invariant.
+_NO_GRADIENT = (None,) * 7
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    activation, interleaved, transposed, save, backend = ctx.options
+    options, save, backend = ctx.options
     if not save:
         raise RuntimeError("fused_experts: backward of a call that was made with save=False")
     need = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6)]
     saved = ctx.saved_tensors
     into = in_place_targets(saved[2], saved[3]) if need[2] and need[3] else None
     if into is not None:
-        grads = _backward_into_op(grad, *saved, activation, interleaved, transposed, need, backend, *into)
+        grads = _backward_into_op(grad, *saved, *options, need, backend, *into)
         gx, gweights, gup_bias, gdown_bias = (g if n else None for g, n in zip(grads, need[:2] + need[4:], strict=True))
-        return gx, None, gweights, None, None, gup_bias, gdown_bias, None, None, None, None, None, None
-    grads = _backward_op(grad, *saved, activation, interleaved, transposed, need, backend)
+        return gx, None, gweights, None, None, gup_bias, gdown_bias, *_NO_GRADIENT
+    grads = _backward_op(grad, *saved, *options, need, backend)
     gx, gweights, gup, gdown, gup_bias, gdown_bias = (g if n else None for g, n in zip(grads, need, strict=True))
-    return gx, None, gweights, gup, gdown, gup_bias, gdown_bias, None, None, None, None, None, None
+    return gx, None, gweights, gup, gdown, gup_bias, gdown_bias, *_NO_GRADIENT
 
 
 _op = define(
     "fused_experts",
     "(Tensor x, Tensor indices, Tensor weights, Tensor gate_up, Tensor down, Tensor? gate_up_bias, "
-    "Tensor? down_bias, str activation, bool interleaved, bool transposed, bool save, str? backend, "
+    "Tensor? down_bias, str activation, float? limit, bool interleaved, bool transposed, bool save, str? backend, "
     "bool? batch_invariant) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run,
     _shapes,
@@ -236,6 +246,7 @@ def fused_experts(
     down: Tensor | QuantizedWeight,
     *,
     activation: str = "silu",
+    limit: float | None = None,
     interleaved: bool = False,
     transposed: bool = False,
     gate_up_bias: Tensor | None = None,
@@ -258,6 +269,7 @@ def fused_experts(
         down: (E, H, I), in the same format.
         activation: "silu", "gelu" (exact), "gelu_tanh", "relu", "relu2", or, with a gate, "gpt_oss" (clamped at 7,
             slope 1.702).
+        limit: with a gate: min(gate, limit) and clamp(up, -limit, limit) take the places of gate and up (DeepSeek-V4).
         interleaved: gate and up rows alternate, gate first; else the gate is the first half.
         transposed: gate_up is (E, H, 2I) or (E, H, I) and down (E, I, H).
         gate_up_bias: (E, 2I) or (E, I).
@@ -278,7 +290,7 @@ def fused_experts(
         x, gate_up, down, gate_up_bias, down_bias
     )
     validation.check_fused_experts(
-        x, indices, weights, gate_up, down, activation, interleaved, transposed, gate_up_bias, down_bias, dynamic
+        x, indices, weights, gate_up, down, activation, limit, interleaved, transposed, gate_up_bias, down_bias, dynamic
     )
     weights = weights.to(weight_dtype(x))
     if isinstance(gate_up, QuantizedWeight) and isinstance(down, QuantizedWeight):
@@ -294,6 +306,7 @@ def fused_experts(
             down_bias,
             gate_up.format,
             activation,
+            limit,
             interleaved,
             dynamic,
             needs_grad(x, weights, gate_up_bias, down_bias),
@@ -311,6 +324,7 @@ def fused_experts(
         gate_up_bias,
         down_bias,
         activation,
+        limit,
         interleaved,
         transposed,
         save,

@@ -30,6 +30,7 @@ def _shapes(
     down_bias: Tensor | None,
     format: str,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     dynamic: bool,
     save: bool,
@@ -70,6 +71,7 @@ def _backward_shapes(
     slot_row: Tensor,
     format: str,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     need: list[bool],
     backend: str | None,
@@ -89,7 +91,7 @@ _backward_op = define(
     "fused_experts_quantized_backward",
     "(Tensor grad, Tensor x, Tensor weights, Tensor gate_up, Tensor[] gate_up_scales, Tensor down, "
     "Tensor[] down_scales, Tensor? gate_up_bias, Tensor? down_bias, Tensor pre, Tensor offsets, Tensor row_token, "
-    "Tensor slot_row, str format, str activation, bool interleaved, bool[] need, str? backend) "
+    "Tensor slot_row, str format, str activation, float? limit, bool interleaved, bool[] need, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _backward_shapes,
@@ -98,17 +100,17 @@ _backward_op = define(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, _, weights, gate_up, up_scales, down, down_scales, up_bias, down_bias, *options = inputs
-    format, activation, interleaved, _, save, backend, _ = options
+    format, activation, limit, interleaved, _, save, backend, _ = options
     _, pre, offsets, row_token, slot_row = output
     ctx.mark_non_differentiable(pre, offsets, row_token, slot_row)
     plan = (pre, offsets, row_token, slot_row) if save else ()
     ctx.save_for_backward(x, weights, gate_up, down, up_bias, down_bias, *up_scales, *down_scales, *plan)
     ctx.counts = (len(up_scales), len(down_scales))
-    ctx.options = (format, activation, interleaved, save, backend)
+    ctx.options = (format, activation, limit, interleaved, save, backend)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    format, activation, interleaved, save, backend = ctx.options
+    format, activation, limit, interleaved, save, backend = ctx.options
     if not save:
         raise RuntimeError("fused_experts: backward of a call that was made with save=False")
     x, weights, gate_up, down, up_bias, down_bias, *rest = ctx.saved_tensors
@@ -128,20 +130,21 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         *plan,
         format,
         activation,
+        limit,
         interleaved,
         need,
         backend,
     )
     gx, gweights, gup_bias, gdown_bias = (g if n else None for g, n in zip(grads, need, strict=True))
-    options = (None,) * 7
+    options = (None,) * 8
     return gx, None, gweights, None, [None] * ups, None, [None] * downs, gup_bias, gdown_bias, *options
 
 
 fused_experts_quantized = define(
     "fused_experts_quantized",
     "(Tensor x, Tensor indices, Tensor weights, Tensor gate_up, Tensor[] gate_up_scales, Tensor down, "
-    "Tensor[] down_scales, Tensor? gate_up_bias, Tensor? down_bias, str format, str activation, bool interleaved, "
-    "bool dynamic, bool save, str? backend, bool? batch_invariant) "
+    "Tensor[] down_scales, Tensor? gate_up_bias, Tensor? down_bias, str format, str activation, float? limit, "
+    "bool interleaved, bool dynamic, bool save, str? backend, bool? batch_invariant) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run,
     _shapes,

@@ -34,6 +34,7 @@ class ExpertsLayout(NamedTuple):
     interleaved: bool = False
     transposed: bool = False
     backend: str | None = None
+    limit: float | None = None
 
 
 def _layout_of_experts(module: nn.Module) -> ExpertsLayout | None:
@@ -132,6 +133,7 @@ class QuantizedExperts(nn.Module):
             getattr(self, layout.gate_up).weight,
             getattr(self, layout.down).weight,
             activation=layout.activation,
+            limit=layout.limit,
             interleaved=layout.interleaved,
             gate_up_bias=None if layout.gate_up_bias is None else getattr(self, layout.gate_up_bias),
             down_bias=None if layout.down_bias is None else getattr(self, layout.down_bias),

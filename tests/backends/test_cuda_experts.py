@@ -11,7 +11,14 @@ import torch
 import moe_kernels
 from moe_kernels.backends.cuda import launch
 from moe_kernels.backends.cuda.operands import operands_problem
-from moe_kernels.testing import ExpertInputs, assert_close, expert_inputs, naive_experts, random_indices
+from moe_kernels.testing import (
+    ExpertInputs,
+    assert_close,
+    expert_inputs,
+    naive_experts,
+    random_indices,
+    whole_pre_activation,
+)
 
 BF16, F16 = torch.bfloat16, torch.float16
 GATED = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "gpt_oss")
@@ -97,6 +104,12 @@ def test_gated_activations(activation: str, products: str, device: str) -> None:
         # Beyond the clamps.
         inputs = inputs._replace(gate_up=4 * inputs.gate_up)
     check_experts(inputs, BF16, device, activation=activation, interleaved=interleaved)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
+def test_clamped_activations(activation: str, products: str, device: str) -> None:
+    inputs = expert_inputs(9, 3, 2, 24, 16)
+    check_experts(whole_pre_activation(inputs), BF16, device, activation=activation, limit=2.5)
 
 
 @pytest.mark.parametrize("activation", PLAIN)

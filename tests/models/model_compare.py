@@ -13,7 +13,7 @@ from tiny_models import EXPERTS, TOP_K
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe_kernels.integrations.recognition import recognize
+from moe_kernels.integrations.recognition import Recognized, recognize
 from moe_kernels.testing import TOLERANCE, relative_error
 
 BATCH, TOKENS, NEW_TOKENS = 2, 12, 8
@@ -261,5 +261,11 @@ def judge(model: PreTrainedModel, theirs: list[Run], ours: Run, exact: Run, dtyp
     if same is False:
         problems.append("generated tokens differ")
     found = {recognize(m) for m in model.modules() if is_experts_class(type(m))}
-    computed = sorted({f.activation if f.activation and not f.post_norm else f"in steps: {f.reason}" for f in found})
+    computed = sorted({_computed(f) for f in found})
     return Result(", ".join(computed), output, loss, gradient, worst, same, tuple(problems))
+
+
+def _computed(found: Recognized) -> str:
+    if not found.activation or found.post_norm:
+        return f"in steps: {found.reason}"
+    return found.activation if found.limit is None else f"{found.activation} clamped at {found.limit:g}"

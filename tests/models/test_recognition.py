@@ -62,9 +62,29 @@ def test_others_are_not(name):
 
 @pytest.mark.parametrize("limit", (7.0, 10.0, 100.0, 1e4))
 def test_a_clamp_is_seen_however_far_out(limit):
-    def gate(pre):
-        g, u = pre.chunk(2, -1)
+    def gate(pre, interleaved):
+        g, u = (pre[..., ::2], pre[..., 1::2]) if interleaved else pre.chunk(2, -1)
         return nn.functional.silu(g.clamp(max=limit)) * u.clamp(-limit, limit)
+
+    for interleaved in (True, False):
+        found = recognize(_module(None, lambda pre, i=interleaved: gate(pre, i)))
+        assert (found.activation, found.limit, found.interleaved) == ("silu", limit, interleaved)
+
+
+CLAMPS = {
+    "up alone": lambda g, u: (g, u.clamp(-7.0, 7.0)),
+    "gate alone": lambda g, u: (g.clamp(max=7.0), u),
+    "gate from below as well": lambda g, u: (g.clamp(-7.0, 7.0), u.clamp(-7.0, 7.0)),
+    "up from above": lambda g, u: (g.clamp(max=7.0), u.clamp(max=7.0)),
+    "two limits": lambda g, u: (g.clamp(max=7.0), u.clamp(-8.0, 8.0)),
+}
+
+
+@pytest.mark.parametrize("clamp", CLAMPS.values(), ids=CLAMPS.keys())
+def test_other_clamps_are_left_to_the_model(clamp):
+    def gate(pre):
+        g, u = clamp(*pre.chunk(2, -1))
+        return nn.functional.silu(g) * u
 
     assert recognize(_module(None, gate)).activation is None
 

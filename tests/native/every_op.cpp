@@ -1,7 +1,7 @@
-// Every native entry, forward and backward, without Python: for sanitizers and emulators. Buffers are exactly as long as
-// their tensors and outputs begin as NaN, so that a stray access or an element left out shows; one thread, three threads
-// and several callers at once must give the same bits. `--list` prints the usable instruction sets; otherwise prints the
-// one in use and "ok". The numbers themselves are checked by foreign_isa.cpp and the Python tests.
+// Every native entry, forward and backward, without Python: for sanitizers and emulators. Buffers are exactly as long
+// as their tensors and outputs begin as NaN, so that a stray access or an element left out shows; one thread, three
+// threads and several callers at once must give the same bits. `--list` prints the usable instruction sets; otherwise
+// prints the one in use and "ok". The numbers themselves are checked by foreign_isa.cpp and the Python tests.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -129,8 +129,7 @@ std::vector<Tensor> run(const Case& c, int threads) {
   Tensor product({N, 2 * c.I}, c.dtype), grad_product = normal({N, 2 * c.I}, c.dtype, random);
   Tensor grad_x = like(x), grad_up = like(up), grad_up_bias = like(up_bias);
   const Weight up_weight(up.view, c.transposed), down_weight(down.view, c.transposed);
-  const GroupedArguments gathered{x.view,        up_weight, offsets.view, &row_token.view,
-                                  &up_bias.view, nullptr,   nullptr};
+  const GroupedArguments gathered{x.view, up_weight, offsets.view, &row_token.view, &up_bias.view, nullptr, nullptr};
   grouped_mm(gathered, nullptr, product.view, threads);
   grouped_mm_backward(grad_product.view, gathered, &grad_x.view, &grad_up.view, &grad_up_bias.view, nullptr, threads);
   for (Tensor* made : {&product, &grad_x, &grad_up, &grad_up_bias}) outputs.push_back(*made);
@@ -148,8 +147,8 @@ std::vector<Tensor> run(const Case& c, int threads) {
                          {&grad_x_out.view, &grad_routing_out.view, &grad_up_out.view, &grad_down.view,
                           &grad_up_bias_out.view, &grad_down_bias.view},
                          threads);
-  for (Tensor* made : {&logits, &routing, &counts, &grad_logits, &rows, &back, &grad_weights, &out, &again, &grad_up_out,
-                       &grad_down, &grad_up_bias_out, &grad_down_bias, &grad_routing_out, &grad_x_out})
+  for (Tensor* made : {&logits, &routing, &counts, &grad_logits, &rows, &back, &grad_weights, &out, &again,
+                       &grad_up_out, &grad_down, &grad_up_bias_out, &grad_down_bias, &grad_routing_out, &grad_x_out})
     outputs.push_back(*made);
   return outputs;
 }
@@ -187,12 +186,12 @@ std::vector<Tensor> run_quantized(DType format, bool nested, bool dynamic, DType
   Tensor out({T, H}, dtype), pre({N, 2 * I}, dtype), offsets({E + 1}, DType::i32), row_token({N}, DType::i32);
   Tensor slot_row({T, K}, DType::i32), grad_x({T, H}, dtype), grad_routing({T, K}, DType::f32);
   const Weight up_weight(up.view), down_weight(down.view);
-  const ExpertWeights experts{up_weight, down_weight, nullptr, nullptr, Activation::silu, false, dynamic};
+  const LimitedActivation clamped{Activation::silu, 0.5f};
+  const ExpertWeights experts{up_weight, down_weight, nullptr, nullptr, clamped, false, dynamic};
   const Saved saved{pre.view, offsets.view, row_token.view, slot_row.view};
   fused_experts(x.view, indices.view, routing.view, experts, out.view, &saved, threads);
-  fused_experts_backward(grad.view, x.view, routing.view,
-                         {up_weight, down_weight, nullptr, nullptr, Activation::silu, false}, saved,
-                         {&grad_x.view, &grad_routing.view, nullptr, nullptr, nullptr, nullptr}, threads);
+  fused_experts_backward(grad.view, x.view, routing.view, {up_weight, down_weight, nullptr, nullptr, clamped, false},
+                         saved, {&grad_x.view, &grad_routing.view, nullptr, nullptr, nullptr, nullptr}, threads);
   return {out, grad_x, grad_routing};
 }
 

@@ -57,13 +57,13 @@ def test_opcheck_grouped_mm(backend):
 def test_opcheck_fused_experts(backend, bias):
     inputs = expert_inputs(7, 8, 2, 5, 3, bias=bias, routing="sentinels").to(torch.float32)
     leaves = [t.requires_grad_() if t is not None and t.is_floating_point() else t for t in inputs]
-    _opcheck(OPS.fused_experts, *leaves, "silu", False, False, True, backend, None)
+    _opcheck(OPS.fused_experts, *leaves, "silu", None, False, False, True, backend, None)
     plain = [None if t is None else t.detach() for t in leaves]
-    _opcheck(OPS.fused_experts, *plain, "silu", False, False, False, backend, None)
-    _, pre, *plan = OPS.fused_experts(*plain, "silu", False, False, True, backend, None)
+    _opcheck(OPS.fused_experts, *plain, "silu", None, False, False, False, backend, None)
+    _, pre, *plan = OPS.fused_experts(*plain, "silu", None, False, False, True, backend, None)
     x, _, *weights = plain
     for need in ([True] * 4 + [bias] * 2, [False, False, True, False, False, False]):
-        args = (torch.randn(7, 5), x, *weights, pre, *plan, "silu", False, False, need, backend)
+        args = (torch.randn(7, 5), x, *weights, pre, *plan, "silu", None, False, False, need, backend)
         _opcheck(OPS.fused_experts_backward, *args)
 
 

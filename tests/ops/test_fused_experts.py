@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from moe_kernels import fused_experts
-from moe_kernels.testing import ExpertInputs, assert_close, expert_inputs, naive_experts, relative_error
+from moe_kernels.testing import (
+    ExpertInputs,
+    assert_close,
+    expert_inputs,
+    naive_experts,
+    relative_error,
+    whole_pre_activation,
+)
 
 H, I = 33, 19
 GATED = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "gpt_oss")
@@ -70,6 +77,17 @@ def test_gated_forms(activation, interleaved, transposed, backend, dtype):
     check(inputs, backend, dtype, activation=activation, interleaved=interleaved, transposed=transposed)
 
 
+@pytest.mark.parametrize("activation", GATED[:-1])
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+def test_clamped_forms(activation, interleaved, backend, dtype):
+    inputs = expert_inputs(63, 8, 2, H, I, bias=True, interleaved=interleaved)
+    check(whole_pre_activation(inputs), backend, dtype, activation=activation, interleaved=interleaved, limit=2.5)
+
+
+def test_clamped_for_a_few_tokens(backend, dtype):
+    check(whole_pre_activation(expert_inputs(3, 8, 2, H, I)), backend, dtype, limit=2.5)
+
+
 @pytest.mark.parametrize("activation", PLAIN)
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 def test_forms_without_a_gate(activation, bias, backend, dtype):
@@ -125,13 +143,13 @@ def test_only_the_needed_gradients(backend):
         assert_close(getattr(cast, name).grad, getattr(wide, name).grad, what=name)
 
 
-@pytest.mark.parametrize("activation", GATED)
-def test_gradcheck(activation):
+@pytest.mark.parametrize("activation,limit", [*((name, None) for name in GATED), ("silu", 0.5)])
+def test_gradcheck(activation, limit):
     inputs = _leaves(expert_inputs(4, 3, 2, 5, 3, bias=True, routing="sentinels"))
 
     def call(x, weights, gate_up, down, gate_up_bias, down_bias):
         args = ExpertInputs(x, inputs.indices, weights, gate_up, down, gate_up_bias, down_bias)
-        return _call(args, None, activation=activation)
+        return _call(args, None, activation=activation, limit=limit)
 
     x, _, weights, gate_up, down, gate_up_bias, down_bias = inputs
     assert torch.autograd.gradcheck(call, (x, weights, gate_up, down, gate_up_bias, down_bias))

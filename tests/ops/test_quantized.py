@@ -110,6 +110,13 @@ def test_gated_forms(activation, interleaved, kind, engine):
 
 
 @FORMATS
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
+def test_clamped_forms(activation, kind, engine):
+    inputs = expert_inputs(17, 4, 2, *_sizes(kind), bias=True)
+    check(inputs, kind, engine, torch.float32, activation=activation, limit=0.75)
+
+
+@FORMATS
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 def test_without_a_gate(bias, kind, engine):
     check(
@@ -368,7 +375,7 @@ def test_opcheck_fused_experts(kind, engine):
     gate_up, down = QUANTIZE[kind](inputs.gate_up), QUANTIZE[kind](inputs.down)
     x, indices, weights, _, _, up_bias, down_bias = (_leaf(value) for value in inputs)
     matrices = (gate_up.data, gate_up.scales, down.data, down.scales)
-    options = (gate_up.format, "silu", False, kind == "int8")
+    options = (gate_up.format, "silu", None, False, kind == "int8")
     _opcheck(
         OPS.fused_experts_quantized, x, indices, weights, *matrices, up_bias, down_bias, *options, True, engine, None
     )
@@ -377,7 +384,7 @@ def test_opcheck_fused_experts(kind, engine):
     _opcheck(OPS.fused_experts_quantized, *plain, False, engine, None)
     _, pre, *plan = OPS.fused_experts_quantized(*plain, True, engine, None)
     for need in ([True] * 4, [False, True, False, False]):
-        args = (torch.randn(5, 64), x, weights, *matrices, up_bias, down_bias, pre, *plan, *options[:3], need, engine)
+        args = (torch.randn(5, 64), x, weights, *matrices, up_bias, down_bias, pre, *plan, *options[:4], need, engine)
         _opcheck(OPS.fused_experts_quantized_backward, *args)
 
 

@@ -1,8 +1,10 @@
 // The experts' activations and their derivatives.
 #pragma once
 
-#include "kernels.h"
+#include <cmath>
+
 #include "elementary.h"
+#include "kernels.h"
 
 namespace moe {
 namespace {
@@ -37,18 +39,14 @@ MOE_INLINE Curve curve(Vec x) {
   }
 }
 
-// OpenAI's GPT-OSS: min(gate, 7) · sigmoid(1.702 · gate) · (clamp(up, -7, 7) + 1).
+// OpenAI's GPT-OSS: gate · sigmoid(1.702 · gate) · (up + 1), of clamped gate and up.
 constexpr float GPT_OSS_SLOPE = 1.702f;
 constexpr float GPT_OSS_LIMIT = 7.0f;
 
 template <Activation KIND, bool GATED>
-MOE_INLINE Vec forward_one(Vec gate, Vec up) {
+MOE_INLINE Vec forward_of(Vec gate, Vec up) {
   if constexpr (KIND == Activation::gpt_oss) {
-    const Vec limit = splat(GPT_OSS_LIMIT);
-    const Vec g = gate > limit ? limit : gate;
-    Vec u = up > limit ? limit : up;
-    u = u < -limit ? -limit : u;
-    return (u + splat(1.0f)) * g * sigmoid_pair(g * splat(GPT_OSS_SLOPE)).value;
+    return (up + splat(1.0f)) * gate * sigmoid_pair(gate * splat(GPT_OSS_SLOPE)).value;
   } else {
     const Vec value = curve<KIND>(gate).value;
     return GATED ? value * up : value;
@@ -62,18 +60,13 @@ struct Backward {
 };
 
 template <Activation KIND, bool GATED>
-MOE_INLINE Backward backward_one(Vec gate, Vec up, Vec grad) {
+MOE_INLINE Backward backward_of(Vec gate, Vec up, Vec grad) {
   if constexpr (KIND == Activation::gpt_oss) {
-    const Vec limit = splat(GPT_OSS_LIMIT), one = splat(1.0f), zero = splat(0.0f);
-    const Vec g = gate > limit ? limit : gate;
-    Vec u = up > limit ? limit : up;
-    u = u < -limit ? -limit : u;
-    const Sigmoid s = sigmoid_pair(g * splat(GPT_OSS_SLOPE));
-    const Vec swish = g * s.value;
-    const Vec slope = s.value * fma(g * splat(GPT_OSS_SLOPE), s.complement, one);
-    const Vec gate_grad = gate > limit ? zero : grad * (u + one) * slope;
-    const Vec above = up > limit ? zero : grad * swish;
-    return {(u + one) * swish, gate_grad, up < -limit ? zero : above};
+    const Vec one = splat(1.0f);
+    const Sigmoid s = sigmoid_pair(gate * splat(GPT_OSS_SLOPE));
+    const Vec swish = gate * s.value;
+    const Vec slope = s.value * fma(gate * splat(GPT_OSS_SLOPE), s.complement, one);
+    return {(up + one) * swish, grad * (up + one) * slope, grad * swish};
   } else {
     const Curve c = curve<KIND>(gate);
     if constexpr (GATED) return {c.value * up, grad * up * c.slope, grad * c.value};
@@ -81,24 +74,58 @@ MOE_INLINE Backward backward_one(Vec gate, Vec up, Vec grad) {
   }
 }
 
-template <Activation KIND, bool GATED>
-inline void activate_loop(float* act, const float* gate, const float* up, int64_t count) {
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES)
-    store(act + i, forward_one<KIND, GATED>(load(gate + i), GATED ? load(up + i) : Vec{}));
-  if (i < count) {
-    const int64_t left = count - i;
-    const Vec u = GATED ? load_first(up + i, left) : Vec{};
-    store_first(act + i, forward_one<KIND, GATED>(load_first(gate + i, left), u), left);
+// How the activation takes gate and up. The comparisons let a NaN stay one.
+enum class Inputs { gate_alone, gate_and_up, clamped };
+
+template <Activation KIND, Inputs INPUTS>
+MOE_INLINE Vec forward_one(Vec gate, Vec up, Vec limit) {
+  if constexpr (INPUTS == Inputs::clamped) {
+    gate = gate > limit ? limit : gate;
+    up = up > limit ? limit : up;
+    up = up < -limit ? -limit : up;
+  }
+  return forward_of<KIND, INPUTS != Inputs::gate_alone>(gate, up);
+}
+
+template <Activation KIND, Inputs INPUTS>
+MOE_INLINE Backward backward_one(Vec gate, Vec up, Vec grad, Vec limit) {
+  if constexpr (INPUTS == Inputs::clamped) {
+    const Vec zero = splat(0.0f);
+    const Vec low_gate = gate > limit ? limit : gate;
+    Vec low_up = up > limit ? limit : up;
+    low_up = low_up < -limit ? -limit : low_up;
+    Backward back = backward_of<KIND, true>(low_gate, low_up, grad);
+    back.gate = gate > limit ? zero : back.gate;
+    back.up = up > limit ? zero : back.up;
+    back.up = up < -limit ? zero : back.up;
+    return back;
+  } else {
+    return backward_of<KIND, INPUTS != Inputs::gate_alone>(gate, up, grad);
   }
 }
 
-template <Activation KIND, bool GATED>
-inline void activate_backward_loop(float* act, float* gate, float* up, const float* grad, int64_t count) {
+template <Activation KIND, Inputs INPUTS>
+inline void activate_loop(float limit, float* act, const float* gate, const float* up, int64_t count) {
+  constexpr bool GATED = INPUTS != Inputs::gate_alone;
+  const Vec most = splat(limit);
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES)
+    store(act + i, forward_one<KIND, INPUTS>(load(gate + i), GATED ? load(up + i) : Vec{}, most));
+  if (i < count) {
+    const int64_t left = count - i;
+    const Vec u = GATED ? load_first(up + i, left) : Vec{};
+    store_first(act + i, forward_one<KIND, INPUTS>(load_first(gate + i, left), u, most), left);
+  }
+}
+
+template <Activation KIND, Inputs INPUTS>
+inline void activate_backward_loop(float limit, float* act, float* gate, float* up, const float* grad, int64_t count) {
+  constexpr bool GATED = INPUTS != Inputs::gate_alone;
+  const Vec most = splat(limit);
   for (int64_t i = 0; i < count; i += LANES) {
     const int64_t left = count - i < LANES ? count - i : LANES;
     const Vec u = GATED ? load_first(up + i, left) : Vec{};
-    const Backward back = backward_one<KIND, GATED>(load_first(gate + i, left), u, load_first(grad + i, left));
+    const Backward back = backward_one<KIND, INPUTS>(load_first(gate + i, left), u, load_first(grad + i, left), most);
     store_first(act + i, back.act, left);
     store_first(gate + i, back.gate, left);
     if constexpr (GATED) store_first(up + i, back.up, left);
@@ -106,48 +133,54 @@ inline void activate_backward_loop(float* act, float* gate, float* up, const flo
 }
 
 template <Activation KIND>
-inline void activate_kind(float* act, const float* gate, const float* up, int64_t count) {
-  up ? activate_loop<KIND, true>(act, gate, up, count) : activate_loop<KIND, false>(act, gate, up, count);
+inline void activate_kind(float limit, float* act, const float* gate, const float* up, int64_t count) {
+  if (!up) return activate_loop<KIND, Inputs::gate_alone>(limit, act, gate, up, count);
+  if (limit == INFINITY) return activate_loop<KIND, Inputs::gate_and_up>(limit, act, gate, up, count);
+  activate_loop<KIND, Inputs::clamped>(limit, act, gate, up, count);
 }
 
 template <Activation KIND>
-inline void activate_backward_kind(float* act, float* gate, float* up, const float* grad, int64_t count) {
-  up ? activate_backward_loop<KIND, true>(act, gate, up, grad, count)
-     : activate_backward_loop<KIND, false>(act, gate, up, grad, count);
+inline void activate_backward_kind(float limit, float* act, float* gate, float* up, const float* grad, int64_t count) {
+  if (!up) return activate_backward_loop<KIND, Inputs::gate_alone>(limit, act, gate, up, grad, count);
+  if (limit == INFINITY) return activate_backward_loop<KIND, Inputs::gate_and_up>(limit, act, gate, up, grad, count);
+  activate_backward_loop<KIND, Inputs::clamped>(limit, act, gate, up, grad, count);
 }
 
-inline void activate(Activation activation, float* act, const float* gate, const float* up, int64_t count) {
-  switch (activation) {
+inline void activate(const LimitedActivation& activation, float* act, const float* gate, const float* up,
+                     int64_t count) {
+  const float limit = activation.limit;
+  switch (activation.kind) {
     case Activation::silu:
-      return activate_kind<Activation::silu>(act, gate, up, count);
+      return activate_kind<Activation::silu>(limit, act, gate, up, count);
     case Activation::gelu:
-      return activate_kind<Activation::gelu>(act, gate, up, count);
+      return activate_kind<Activation::gelu>(limit, act, gate, up, count);
     case Activation::gelu_tanh:
-      return activate_kind<Activation::gelu_tanh>(act, gate, up, count);
+      return activate_kind<Activation::gelu_tanh>(limit, act, gate, up, count);
     case Activation::relu:
-      return activate_kind<Activation::relu>(act, gate, up, count);
+      return activate_kind<Activation::relu>(limit, act, gate, up, count);
     case Activation::relu2:
-      return activate_kind<Activation::relu2>(act, gate, up, count);
+      return activate_kind<Activation::relu2>(limit, act, gate, up, count);
     case Activation::gpt_oss:
-      return activate_loop<Activation::gpt_oss, true>(act, gate, up, count);
+      return activate_loop<Activation::gpt_oss, Inputs::clamped>(GPT_OSS_LIMIT, act, gate, up, count);
   }
 }
 
-inline void activate_backward(Activation activation, float* act, float* gate, float* up, const float* grad,
-                              int64_t count) {
-  switch (activation) {
+inline void activate_backward(const LimitedActivation& activation, float* act, float* gate, float* up,
+                              const float* grad, int64_t count) {
+  const float limit = activation.limit;
+  switch (activation.kind) {
     case Activation::silu:
-      return activate_backward_kind<Activation::silu>(act, gate, up, grad, count);
+      return activate_backward_kind<Activation::silu>(limit, act, gate, up, grad, count);
     case Activation::gelu:
-      return activate_backward_kind<Activation::gelu>(act, gate, up, grad, count);
+      return activate_backward_kind<Activation::gelu>(limit, act, gate, up, grad, count);
     case Activation::gelu_tanh:
-      return activate_backward_kind<Activation::gelu_tanh>(act, gate, up, grad, count);
+      return activate_backward_kind<Activation::gelu_tanh>(limit, act, gate, up, grad, count);
     case Activation::relu:
-      return activate_backward_kind<Activation::relu>(act, gate, up, grad, count);
+      return activate_backward_kind<Activation::relu>(limit, act, gate, up, grad, count);
     case Activation::relu2:
-      return activate_backward_kind<Activation::relu2>(act, gate, up, grad, count);
+      return activate_backward_kind<Activation::relu2>(limit, act, gate, up, grad, count);
     case Activation::gpt_oss:
-      return activate_backward_loop<Activation::gpt_oss, true>(act, gate, up, grad, count);
+      return activate_backward_loop<Activation::gpt_oss, Inputs::clamped>(GPT_OSS_LIMIT, act, gate, up, grad, count);
   }
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "common/view.h"
 
@@ -78,6 +79,15 @@ struct RowsOut {
 };
 
 enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4, gpt_oss = 5 };
+
+// With a gate, the gate is clamped from above at the limit and up on both sides; not for gpt_oss, which has its own.
+struct LimitedActivation {
+  LimitedActivation(Activation kind_, float limit_ = std::numeric_limits<float>::infinity())
+      : kind(kind_), limit(limit_) {}
+
+  Activation kind;
+  float limit;
+};
 
 // What the softmax of one row of logits gives besides its entries.
 struct RowStatistics {
@@ -203,9 +213,9 @@ struct Kernels {
   void (*add_value)(float* row, float value, int64_t count);
 
   // act = f(gate) · up, or f(gate) where up is null.
-  void (*activate)(Activation activation, float* act, const float* gate, const float* up, int64_t count);
+  void (*activate)(const LimitedActivation& activation, float* act, const float* gate, const float* up, int64_t count);
   // act as above; gate and up are replaced by their gradients, given grad, the activation's.
-  void (*activate_backward)(Activation activation, float* act, float* gate, float* up, const float* grad,
+  void (*activate_backward)(const LimitedActivation& activation, float* act, float* gate, float* up, const float* grad,
                             int64_t count);
 
   // p = softmax(logits); entries of +inf share the mass; a NaN, or nothing but -inf, makes all NaN. `padded` is the

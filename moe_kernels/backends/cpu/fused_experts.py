@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ def fused_experts_cpu(
     gate_up_bias: Tensor | None,
     down_bias: Tensor | None,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     save: bool,
@@ -43,6 +46,7 @@ def fused_experts_cpu(
         view_or_none(gate_up_bias),
         view_or_none(down_bias),
         ACTIVATION_CODES[activation],
+        math.inf if limit is None else limit,
         interleaved,
         transposed,
         view(out),
@@ -68,6 +72,7 @@ def fused_experts_backward_cpu(
     row_token: Tensor,
     slot_row: Tensor,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     need_x: bool,
@@ -108,6 +113,7 @@ def fused_experts_backward_cpu(
         view(row_token),
         view(slot_row),
         ACTIVATION_CODES[activation],
+        math.inf if limit is None else limit,
         interleaved,
         transposed,
         *(view(g) if needed else None for g, needed in zip(grads[:2], needs[:2], strict=True)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ def fused_experts_quantized_cpu(
     down_bias: Tensor | None,
     format: str,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     dynamic: bool,
     save: bool,
@@ -45,6 +48,7 @@ def fused_experts_quantized_cpu(
         view_or_none(gate_up_bias),
         view_or_none(down_bias),
         ACTIVATION_CODES[activation],
+        math.inf if limit is None else limit,
         interleaved,
         dynamic,
         view(out),
@@ -73,6 +77,7 @@ def fused_experts_quantized_backward_cpu(
     slot_row: Tensor,
     format: str,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     need_x: bool,
     need_weights: bool,
@@ -103,6 +108,7 @@ def fused_experts_quantized_backward_cpu(
         view(row_token),
         view(slot_row),
         ACTIVATION_CODES[activation],
+        math.inf if limit is None else limit,
         interleaved,
         *(view(g) if needed else None for g, needed in zip(grads, needs, strict=True)),
         torch.get_num_threads(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ def fused_experts_cuda(
     gate_up_bias: Tensor | None,
     down_bias: Tensor | None,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     save: bool,
@@ -42,6 +45,7 @@ def fused_experts_cuda(
         view(row_token),
         optional_view(gate_up_bias),
         ACTIVATIONS.index(activation),
+        math.inf if limit is None else limit,
         gated,
         interleaved,
         view(act_NI),
@@ -69,6 +73,7 @@ def fused_experts_backward_cuda(
     row_token: Tensor,
     slot_row: Tensor,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     need_x: bool,
@@ -101,6 +106,7 @@ def fused_experts_backward_cuda(
         view(pre),
         view(row_weight),
         ACTIVATIONS.index(activation),
+        math.inf if limit is None else limit,
         gated,
         interleaved,
         view(act_NI),

@@ -48,28 +48,38 @@ def _join_gate_up(gate: Tensor, up: Tensor, interleaved: bool) -> Tensor:
     return torch.cat((gate, up), dim=1)
 
 
-def activate(pre: Tensor, activation: str, gated: bool, interleaved: bool) -> Tensor:
-    """Apply the activation to the pre-activation (N, 2I), or (N, I) where there is no gate; gives (N, I)."""
+def activate(pre: Tensor, activation: str, limit: float | None, gated: bool, interleaved: bool) -> Tensor:
+    """Apply the activation to the pre-activation (N, 2I), or (N, I) where there is no gate; gives (N, I).
+
+    With a limit, gate is at most that, and up at most that in size.
+    """
     if not gated:
         return _curve(pre, activation)[0]
     gate, up = split_gate_up(pre, interleaved)
     if activation == "gpt_oss":
         gate, up = gate.clamp(max=GPT_OSS_LIMIT), up.clamp(-GPT_OSS_LIMIT, GPT_OSS_LIMIT)
         return (up + 1) * gate * torch.sigmoid(GPT_OSS_ALPHA * gate)
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return _curve(gate, activation)[0] * up
 
 
-def activate_backward(pre: Tensor, grad: Tensor, activation: str, gated: bool, interleaved: bool) -> Tensor:
+def activate_backward(
+    pre: Tensor, grad: Tensor, activation: str, limit: float | None, gated: bool, interleaved: bool
+) -> Tensor:
     """Return the gradient of the pre-activation, given that of the activation (N, I)."""
     if not gated:
         return grad * _curve(pre, activation)[1]
     gate, up = split_gate_up(pre, interleaved)
+    limit = GPT_OSS_LIMIT if activation == "gpt_oss" else limit
+    inside_gate = inside_up = torch.ones((), dtype=pre.dtype, device=pre.device)
+    if limit is not None:
+        inside_gate = (gate <= limit).to(pre.dtype)
+        inside_up = ((up >= -limit) & (up <= limit)).to(pre.dtype)
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     if activation == "gpt_oss":
-        inside_gate = (gate <= GPT_OSS_LIMIT).to(pre.dtype)
-        inside_up = ((up >= -GPT_OSS_LIMIT) & (up <= GPT_OSS_LIMIT)).to(pre.dtype)
-        gate, up = gate.clamp(max=GPT_OSS_LIMIT), up.clamp(-GPT_OSS_LIMIT, GPT_OSS_LIMIT)
         s = torch.sigmoid(GPT_OSS_ALPHA * gate)
         grad_gate = grad * (up + 1) * s * (1 + GPT_OSS_ALPHA * gate * (1 - s)) * inside_gate
         return _join_gate_up(grad_gate, grad * gate * s * inside_up, interleaved)
     value, slope = _curve(gate, activation)
-    return _join_gate_up(grad * up * slope, grad * value, interleaved)
+    return _join_gate_up(grad * up * slope * inside_gate, grad * value * inside_up, interleaved)

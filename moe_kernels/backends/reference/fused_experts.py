@@ -30,6 +30,7 @@ def fused_experts_reference(
     gate_up_bias: Tensor | None,
     down_bias: Tensor | None,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     save: bool,
@@ -41,7 +42,7 @@ def fused_experts_reference(
     offsets, row_token, slot_row = route_reference(indices, E)
 
     pre = grouped_matmul(x[row_token], w_up, offsets, gate_up_bias)
-    act = activate(pre.to(wide), activation, w_up.shape[1] == 2 * I, interleaved).to(x.dtype)
+    act = activate(pre.to(wide), activation, limit, w_up.shape[1] == 2 * I, interleaved).to(x.dtype)
     rows = grouped_matmul(act, w_down, offsets, down_bias).to(wide)
     out = unpermute_reference(rows, slot_row, weights).to(x.dtype)
     if save:
@@ -63,6 +64,7 @@ def fused_experts_backward_reference(
     row_token: Tensor,
     slot_row: Tensor,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     need_x: bool,
@@ -88,7 +90,7 @@ def fused_experts_backward_reference(
     weight_N = _weight_of_row(weights.to(wide), slot_row)[:, None]
     grad_rows = torch.where(owned_N[:, None], grad[row_token], 0)
     grad_act = grouped_matmul(grad_rows, w_down.transpose(1, 2), offsets).to(wide)
-    act = torch.where(owned_N[:, None], activate(pre.to(wide), activation, gated, interleaved), 0)
+    act = torch.where(owned_N[:, None], activate(pre.to(wide), activation, limit, gated, interleaved), 0)
 
     grads = [x.new_empty(0) for _ in range(6)]
     if need_weights:
@@ -104,7 +106,7 @@ def fused_experts_backward_reference(
     if need_down_bias:
         grads[5] = grouped_sum(weight_N * grad_rows.to(wide), offsets).to(x.dtype)
     if need_x or need_gate_up or need_gate_up_bias:
-        grad_pre = activate_backward(pre.to(wide), weight_N * grad_act, activation, gated, interleaved)
+        grad_pre = activate_backward(pre.to(wide), weight_N * grad_act, activation, limit, gated, interleaved)
         grad_pre = torch.where(owned_N[:, None], grad_pre, 0)
         if need_gate_up_bias:
             grads[4] = grouped_sum(grad_pre, offsets).to(x.dtype)

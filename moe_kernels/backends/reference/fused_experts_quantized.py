@@ -25,6 +25,7 @@ def fused_experts_quantized_reference(
     down_bias: Tensor | None,
     format: str,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     dynamic: bool,
     save: bool,
@@ -34,7 +35,7 @@ def fused_experts_quantized_reference(
         w_up = dequantized(format, gate_up, gate_up_scales, x.dtype)
         w_down = dequantized(format, down, down_scales, x.dtype)
         return fused_experts_reference(
-            x, indices, weights, w_up, w_down, gate_up_bias, down_bias, activation, interleaved, False, save
+            x, indices, weights, w_up, w_down, gate_up_bias, down_bias, activation, limit, interleaved, False, save
         )
 
     # Products of integers are exact where they are summed, so nothing is rounded to x's dtype on the way into one.
@@ -43,7 +44,7 @@ def fused_experts_quantized_reference(
     offsets, row_token, slot_row = route_reference(indices, w_down.shape[0])
     rows_NH = rounded_rows(x.to(wide))[row_token]
     pre = grouped_matmul(rows_NH, w_up, offsets, _to(gate_up_bias, wide)).to(x.dtype)
-    act = activate(pre.to(wide), activation, w_up.shape[1] == 2 * w_down.shape[2], interleaved)
+    act = activate(pre.to(wide), activation, limit, w_up.shape[1] == 2 * w_down.shape[2], interleaved)
     rows_NH = grouped_matmul(rounded_rows(act), w_down, offsets, _to(down_bias, wide))
     out = unpermute_reference(rows_NH, slot_row, weights).to(x.dtype)
     if save:
@@ -72,6 +73,7 @@ def fused_experts_quantized_backward_reference(
     slot_row: Tensor,
     format: str,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     need_x: bool,
     need_weights: bool,
@@ -95,6 +97,7 @@ def fused_experts_quantized_backward_reference(
         row_token,
         slot_row,
         activation,
+        limit,
         interleaved,
         False,
         need_x,

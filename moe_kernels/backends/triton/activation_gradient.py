@@ -42,6 +42,7 @@ def _through_activation(
     I,
     COLUMNS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
     GATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     NEED_PRE: tl.constexpr,
@@ -67,14 +68,14 @@ def _through_activation(
         gate = tl.load(pre + wide + columns[None, :], mask=mask, other=0.0)
         up = gate
     gate, up = gate.to(tl.float32), up.to(tl.float32)
-    act = activate(gate, up, ACTIVATION, GATED)
+    act = activate(gate, up, ACTIVATION, LIMIT, GATED)
     # A column past the last one has a pre-activation of 0, whose activation is 0: it adds nothing.
     sums = tl.sum(grad_act * act, 1)
     if NEED_ACT:
         places = rows[:, None].to(tl.int64) * I + columns[None, :]
         tl.store(weighted_act + places, rounded(weight[:, None] * act, kind, INTERPRET), mask=mask)
     if NEED_PRE:
-        grad_gate, grad_up = activate_backward(gate, up, weight[:, None] * grad_act, ACTIVATION, GATED)
+        grad_gate, grad_up = activate_backward(gate, up, weight[:, None] * grad_act, ACTIVATION, LIMIT, GATED)
         grad_gate, grad_up = rounded(grad_gate, kind, INTERPRET), rounded(grad_up, kind, INTERPRET)
         if GATED and INTERLEAVED:
             both = tl.join(grad_gate, grad_up).reshape(BLOCK_ROWS, 2 * COLUMNS)
@@ -112,6 +113,7 @@ def _activation_gradient_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
     GATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     NEED_PRE: tl.constexpr,
@@ -171,6 +173,7 @@ def _activation_gradient_kernel(
                     I,
                     QUARTER,
                     ACTIVATION,
+                    LIMIT,
                     GATED,
                     INTERLEAVED,
                     NEED_PRE,
@@ -189,6 +192,7 @@ def activation_gradient(
     offsets: Tensor,
     row_token: Tensor,
     activation: str,
+    limit: float | None,
     gated: bool,
     interleaved: bool,
     need_pre: bool,
@@ -233,6 +237,7 @@ def activation_gradient(
             grad.stride(0),
             *weight.strides,
             ACTIVATION=activation,
+            LIMIT=limit,
             GATED=gated,
             INTERLEAVED=interleaved,
             NEED_PRE=need_pre,
@@ -245,7 +250,7 @@ def activation_gradient(
         return row_sums
 
     if autotune.asked_for() and N:
-        form = (activation, gated, interleaved, weight.transposed, need_pre, need_act)
+        form = (activation, limit, gated, interleaved, weight.transposed, need_pre, need_act)
         shape = (grad.dtype, triton.next_power_of_2(triton.cdiv(N, E)), E, weight.k, I, *form)
         others = [c for c in tiles.candidates(device, grad.element_size()) if c.columns <= 128]
         tile = autotune.fastest("activation_gradient", shape, grad.device.index, tile, others, launch)

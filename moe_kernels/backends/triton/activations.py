@@ -55,14 +55,29 @@ def curve(g, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def activate(gate, up, ACTIVATION: tl.constexpr, GATED: tl.constexpr):
-    """Return the activation; without a gate, of `gate` alone."""
+def clamped(gate, up, limit: tl.constexpr):
+    """Return the gate, at most `limit`, and up, at most that in size. Not minimum and maximum, which drop NaN."""
+    gate = tl.where(gate > limit, limit, gate)
+    up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
+    return gate, up
+
+
+@triton.jit
+def inside(gate, up, limit: tl.constexpr):
+    """Return where a clamp passes the gradients of gate and up on."""
+    return gate <= limit, (up >= -limit) & (up <= limit)
+
+
+@triton.jit
+def activate(gate, up, ACTIVATION: tl.constexpr, LIMIT: tl.constexpr, GATED: tl.constexpr):
+    """Return the activation; without a gate, of `gate` alone. `LIMIT` is a number or None."""
     if ACTIVATION == "gpt_oss":
         tl.static_assert(GATED)
-        gate = tl.where(gate > GPT_OSS_LIMIT, GPT_OSS_LIMIT, gate)
-        up = tl.where(up > GPT_OSS_LIMIT, GPT_OSS_LIMIT, tl.where(up < -GPT_OSS_LIMIT, -GPT_OSS_LIMIT, up))
+        gate, up = clamped(gate, up, GPT_OSS_LIMIT)
         value = (up + 1.0) * gate * sigmoid(gate * GPT_OSS_ALPHA)
     elif GATED:
+        if LIMIT is not None:
+            gate, up = clamped(gate, up, LIMIT)
         value = curve(gate, ACTIVATION)[0] * up
     else:
         value = curve(gate, ACTIVATION)[0]
@@ -70,18 +85,22 @@ def activate(gate, up, ACTIVATION: tl.constexpr, GATED: tl.constexpr):
 
 
 @triton.jit
-def activate_backward(gate, up, grad, ACTIVATION: tl.constexpr, GATED: tl.constexpr):
+def activate_backward(gate, up, grad, ACTIVATION: tl.constexpr, LIMIT: tl.constexpr, GATED: tl.constexpr):
     """Return the gradients of gate and up, given that of the activation; without a gate, both are that of `gate`."""
     if ACTIVATION == "gpt_oss":
         tl.static_assert(GATED)
-        inside_gate = gate <= GPT_OSS_LIMIT
-        inside_up = (up >= -GPT_OSS_LIMIT) & (up <= GPT_OSS_LIMIT)
-        gate = tl.where(gate > GPT_OSS_LIMIT, GPT_OSS_LIMIT, gate)
-        up = tl.where(up > GPT_OSS_LIMIT, GPT_OSS_LIMIT, tl.where(up < -GPT_OSS_LIMIT, -GPT_OSS_LIMIT, up))
+        inside_gate, inside_up = inside(gate, up, GPT_OSS_LIMIT)
+        gate, up = clamped(gate, up, GPT_OSS_LIMIT)
         s = sigmoid(gate * GPT_OSS_ALPHA)
         slope = s * (1.0 + gate * GPT_OSS_ALPHA * (1.0 - s))
         grad_gate = tl.where(inside_gate, grad * (up + 1.0) * slope, 0.0)
         grad_up = tl.where(inside_up, grad * gate * s, 0.0)
+    elif GATED and LIMIT is not None:
+        inside_gate, inside_up = inside(gate, up, LIMIT)
+        gate, up = clamped(gate, up, LIMIT)
+        value, slope = curve(gate, ACTIVATION)
+        grad_gate = tl.where(inside_gate, grad * up * slope, 0.0)
+        grad_up = tl.where(inside_up, grad * value, 0.0)
     else:
         value, slope = curve(gate, ACTIVATION)
         if GATED:

@@ -26,6 +26,7 @@ def fused_experts_triton(
     gate_up_bias: Tensor | None,
     down_bias: Tensor | None,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     save: bool,
@@ -38,7 +39,7 @@ def fused_experts_triton(
     if not save and not batch_invariant and tiles.decodes(*indices.shape):
         biases = (gate_up_bias, down_bias)
         nothing = torch.empty(0, dtype=torch.int32, device=x.device)
-        out = decode(x, indices, weights, up, back, *biases, activation, gated, interleaved)
+        out = decode(x, indices, weights, up, back, *biases, activation, limit, gated, interleaved)
         return out, x.new_empty(0), nothing, nothing.clone(), nothing.clone()
     offsets, row_token, slot_row = route_triton(indices, back.E)
     act, pre = up_projection(
@@ -48,6 +49,7 @@ def fused_experts_triton(
         offsets,
         row_token,
         activation,
+        limit,
         gated,
         interleaved,
         save,
@@ -74,6 +76,7 @@ def fused_experts_backward_triton(
     row_token: Tensor,
     slot_row: Tensor,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     transposed: bool,
     need_x: bool,
@@ -99,6 +102,7 @@ def fused_experts_backward_triton(
         offsets,
         row_token,
         activation,
+        limit,
         gated,
         interleaved and gated,
         need_pre,

@@ -33,6 +33,7 @@ def fused_experts_quantized_triton(
     down_bias: Tensor | None,
     format: str,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     dynamic: bool,
     save: bool,
@@ -41,7 +42,7 @@ def fused_experts_quantized_triton(
     """Return out (T, H) and, with `save`, pre-activation (N, 2I) and the plan; those four are empty without."""
     up, back = Quantized(format, gate_up, gate_up_scales), Quantized(format, down, down_scales)
     gated = up.columns == 2 * back.k
-    form = (activation, gated, interleaved and gated)
+    form = (activation, limit, gated, interleaved and gated)
     offsets, row_token, slot_row = route_triton(indices, up.E)
     if dynamic:
         x_rows, x_scale = round_rows(x)
@@ -87,6 +88,7 @@ def fused_experts_quantized_backward_triton(
     slot_row: Tensor,
     format: str,
     activation: str,
+    limit: float | None,
     interleaved: bool,
     need_x: bool,
     need_weights: bool,
@@ -112,6 +114,7 @@ def fused_experts_quantized_backward_triton(
         row_token,
         slot_row,
         activation,
+        limit,
         interleaved,
         False,
         need_x,

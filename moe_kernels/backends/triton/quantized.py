@@ -186,6 +186,7 @@ def up_projection_quantized(
     offsets: Tensor,
     row_token: Tensor,
     activation: str,
+    limit: float | None,
     gated: bool,
     interleaved: bool,
     save: bool,
@@ -219,6 +220,7 @@ def up_projection_quantized(
         column_blocks,
         x.stride(0),
         ACTIVATION=activation,
+        LIMIT=limit,
         GATED=gated,
         INTERLEAVED=interleaved,
         BIAS=bias is not None,
@@ -229,7 +231,7 @@ def up_projection_quantized(
 
 
 def rounded_activation(
-    pre: Tensor, offsets: Tensor, activation: str, gated: bool, interleaved: bool
+    pre: Tensor, offsets: Tensor, activation: str, limit: float | None, gated: bool, interleaved: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the activation of (N, 2I) as int8 (N, I) and its rows' scales (N); undefined from offsets[E] on."""
     N, width = pre.shape
@@ -246,6 +248,7 @@ def rounded_activation(
             I,
             COLUMNS=min(1024, triton.next_power_of_2(I)),
             ACTIVATION=activation,
+            LIMIT=limit,
             GATED=gated,
             INTERLEAVED=interleaved,
             num_warps=4,

@@ -268,6 +268,7 @@ def _quantized_up_kernel(
     GROUP_ROWS: tl.constexpr,
     FORMAT: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
     GATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BIAS: tl.constexpr,
@@ -351,7 +352,7 @@ def _quantized_up_kernel(
             up = rounded(sums, kind, INTERPRET)
             if SAVE:
                 tl.store(pre + places + ups[None, :], up, mask=mask)
-        value = activate(gate.to(tl.float32), up.to(tl.float32), ACTIVATION, GATED)
+        value = activate(gate.to(tl.float32), up.to(tl.float32), ACTIVATION, LIMIT, GATED)
         tl.store(act + rows[:, None].to(tl.int64) * I + columns[None, :], rounded(value, kind, INTERPRET), mask=mask)
 
 
@@ -365,6 +366,7 @@ def _round_activation_kernel(
     I,
     COLUMNS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
     GATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
@@ -377,21 +379,23 @@ def _round_activation_kernel(
     largest = tl.zeros((COLUMNS,), tl.float32)
     poison = tl.zeros((COLUMNS,), tl.float32)
     for start in tl.range(0, I, COLUMNS):
-        value = _activation(pre + n * width, start + column, I, ACTIVATION, GATED, INTERLEAVED)
+        value = _activation(pre + n * width, start + column, I, ACTIVATION, LIMIT, GATED, INTERLEAVED)
         largest = tl.maximum(largest, tl.abs(value))
         poison += value * 0.0
     # A maximum may pass over NaN; zero times the row does not.
     factor = tl.div_rn(tl.max(largest, 0), 127.0) + tl.sum(poison, 0)
     divisor = tl.where(factor == 0, 1.0, factor)
     for start in tl.range(0, I, COLUMNS):
-        value = _activation(pre + n * width, start + column, I, ACTIVATION, GATED, INTERLEAVED)
+        value = _activation(pre + n * width, start + column, I, ACTIVATION, LIMIT, GATED, INTERLEAVED)
         at = values + n * I + start + column
         tl.store(at, int8_rounded(tl.div_rn(value, divisor)), mask=start + column < I)
     tl.store(scale + n, factor)
 
 
 @triton.jit
-def _activation(pre, columns, I, ACTIVATION: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr):
+def _activation(
+    pre, columns, I, ACTIVATION: tl.constexpr, LIMIT: tl.constexpr, GATED: tl.constexpr, INTERLEAVED: tl.constexpr
+):
     """Return the activation at `columns` of one row, zero from I on."""
     inside = columns < I
     if GATED and INTERLEAVED:
@@ -402,4 +406,4 @@ def _activation(pre, columns, I, ACTIVATION: tl.constexpr, GATED: tl.constexpr, 
     up = gate
     if GATED:
         up = tl.load(pre + ups, mask=inside, other=0.0).to(tl.float32)
-    return tl.where(inside, activate(gate, up, ACTIVATION, GATED), 0.0)
+    return tl.where(inside, activate(gate, up, ACTIVATION, LIMIT, GATED), 0.0)

@@ -39,6 +39,7 @@ def activated_tile(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
     GATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BIAS: tl.constexpr,
@@ -155,7 +156,7 @@ def activated_tile(
         if SAVE:
             places = rows[:, None].to(tl.int64) * I + columns[None, :]
             tl.store(pre + places, gate, mask=owned[:, None] & inside[None, :])
-    return rounded(activate(gate.to(tl.float32), up.to(tl.float32), ACTIVATION, GATED), kind, INTERPRET)
+    return rounded(activate(gate.to(tl.float32), up.to(tl.float32), ACTIVATION, LIMIT, GATED), kind, INTERPRET)
 
 
 @triton.jit
@@ -182,6 +183,7 @@ def _up_projection_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
     GATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BIAS: tl.constexpr,
@@ -216,6 +218,7 @@ def _up_projection_kernel(
             BLOCK_COLUMNS,
             BLOCK_K,
             ACTIVATION,
+            LIMIT,
             GATED,
             INTERLEAVED,
             BIAS,
@@ -238,6 +241,7 @@ def up_projection(
     offsets: Tensor,
     row_token: Tensor,
     activation: str,
+    limit: float | None,
     gated: bool,
     interleaved: bool,
     save: bool,
@@ -283,6 +287,7 @@ def up_projection(
             x.stride(0),
             *weight.strides,
             ACTIVATION=activation,
+            LIMIT=limit,
             GATED=gated,
             INTERLEAVED=interleaved,
             BIAS=bias is not None,
@@ -293,7 +298,7 @@ def up_projection(
         )
 
     if autotune.asked_for() and not batch_invariant:
-        form = (activation, gated, interleaved, weight.transposed, bias is not None, save)
+        form = (activation, limit, gated, interleaved, weight.transposed, bias is not None, save)
         shape = (x.dtype, triton.next_power_of_2(triton.cdiv(N, E)), E, weight.k, I, *form)
         others = tiles.candidates(device, x.element_size())
         tile = autotune.fastest("up_projection", shape, x.device.index, tile, others, launch)

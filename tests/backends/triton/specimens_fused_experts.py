@@ -11,9 +11,10 @@ from moe_kernels.backends.triton import decode, row_reductions, tiles, weight_gr
 from moe_kernels.backends.triton.activation_gradient import _activation_gradient_kernel
 from moe_kernels.backends.triton.up_projection import _up_projection_kernel
 
-SILU = {"GATED": True, "INTERLEAVED": False, "TRANSPOSED": False, "ACTIVATION": "silu", "BIAS": False}
-GELU = {"GATED": False, "INTERLEAVED": False, "TRANSPOSED": False, "ACTIVATION": "gelu", "BIAS": True}
-GPT_OSS = {"GATED": True, "INTERLEAVED": True, "TRANSPOSED": True, "ACTIVATION": "gpt_oss", "BIAS": True}
+SILU = {"GATED": True, "INTERLEAVED": False, "TRANSPOSED": False, "ACTIVATION": "silu", "BIAS": False, "LIMIT": None}
+GELU = {"GATED": False, "INTERLEAVED": False, "TRANSPOSED": False, "ACTIVATION": "gelu", "BIAS": True, "LIMIT": None}
+GPT_OSS = {"GATED": True, "INTERLEAVED": True, "TRANSPOSED": True, "ACTIVATION": "gpt_oss", "BIAS": True, "LIMIT": None}
+CLAMPED = SILU | {"LIMIT": 10.0}
 
 
 def _itemsize(kind: str) -> int:
@@ -183,11 +184,13 @@ def specimens(target: str) -> list[Specimen]:
         up_projection(target, "bf16", "some", False, SILU, "inference"),
         up_projection(target, "bf16", "few", False, SILU, "inference"),
         up_projection(target, "bf16", "many", True, GPT_OSS, "gpt_oss"),
+        up_projection(target, "bf16", "many", True, CLAMPED, "clamped"),
         up_projection(target, "bf16", "many", True, GELU, "gelu"),
         up_projection(target, "fp32", "many", True, SILU, "training"),
         activation_gradient(target, "bf16", "many", SILU, "silu"),
         activation_gradient(target, "bf16", "some", SILU, "silu"),
         activation_gradient(target, "bf16", "many", GPT_OSS, "gpt_oss"),
+        activation_gradient(target, "bf16", "many", CLAMPED, "clamped"),
         activation_gradient(target, "fp32", "many", SILU, "silu"),
         weight_gradient(target, "bf16", "left"),
         weight_gradient(target, "bf16", "right"),

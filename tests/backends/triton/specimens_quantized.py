@@ -58,7 +58,14 @@ def _mm(device: Device, kind: str, x: str, rows: int, label: str, invariant: boo
 def _up(device: Device, kind: str, x: str, rows: int, label: str, invariant: bool = False, **flags: Any) -> Specimen:
     tile = quantized.quantized_tile(device, kind, False, DTYPES[x][1], rows, E, 1024, invariant)
     types, constants = _common(device, kind, x, tile)
-    constants |= {"ACTIVATION": "silu", "GATED": True, "INTERLEAVED": False, "BIAS": False, "SAVE": False} | flags
+    constants |= {
+        "ACTIVATION": "silu",
+        "LIMIT": None,
+        "GATED": True,
+        "INTERLEAVED": False,
+        "BIAS": False,
+        "SAVE": False,
+    } | flags
     if not constants["BIAS"]:
         constants["bias"] = None
     return _specimen(f"quantized-up-{label}", quantized_kernels._quantized_up_kernel, types, constants, tile)
@@ -68,7 +75,7 @@ def specimens(target: str) -> list[Specimen]:
     gpu, shared = TARGETS[target]
     amd = gpu.backend == "hip"
     device = Device(0 if amd else int(gpu.arch), 132, shared, amd)
-    rounding = {"COLUMNS": 1024, "ACTIVATION": "silu", "GATED": True, "INTERLEAVED": False}
+    rounding = {"COLUMNS": 1024, "ACTIVATION": "silu", "LIMIT": None, "GATED": True, "INTERLEAVED": False}
     types = {"pre": "*bf16", "offsets": "*i32", "values": "*i8", "scale": "*fp32", "E": "i32", "I": "i32"}
     kernel = quantized_kernels._round_activation_kernel
     return [

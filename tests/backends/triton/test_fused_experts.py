@@ -110,6 +110,7 @@ def test_descriptors_read_what_pointers_read(form, sizes):
             plan.offsets,
             plan.row_token,
             "silu",
+            None,
             gated,
             interleaved,
             True,
@@ -125,6 +126,7 @@ def test_descriptors_read_what_pointers_read(form, sizes):
             plan.offsets,
             plan.row_token,
             "silu",
+            None,
             gated,
             interleaved,
             True,
@@ -133,7 +135,7 @@ def test_descriptors_read_what_pointers_read(form, sizes):
             descriptors=descriptors,
         )
         arguments = (inputs.x, inputs.indices, inputs.weights, up, down, inputs.gate_up_bias, inputs.down_bias)
-        out = decode(*arguments, "silu", gated, interleaved, descriptors=descriptors)
+        out = decode(*arguments, "silu", None, gated, interleaved, descriptors=descriptors)
         results.append([act, pre, rows, *grads, out])
     for one, other in zip(*results, strict=True):
         assert torch.isfinite(one).all()
@@ -152,7 +154,7 @@ def test_decode(T, E, K, form):
     up, down = weight_of(inputs.gate_up, transposed), weight_of(inputs.down, transposed)
     for indices in (inputs.indices, inputs.indices.long()):
         arguments = (inputs.x, indices, inputs.weights, up, down, inputs.gate_up_bias, inputs.down_bias)
-        assert_close(decode(*arguments, "silu", gated, interleaved), clean)
+        assert_close(decode(*arguments, "silu", None, gated, interleaved), clean)
 
 
 def test_one_expert_twice_in_a_token():
