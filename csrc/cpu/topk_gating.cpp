@@ -48,7 +48,10 @@ struct Row {
   Row(const Kernels& kern, int64_t experts)
       : padded(whole_vectors(experts, kern.lanes)),
         logits(static_cast<float*>(thread_scratch(static_cast<size_t>(6 * padded) * sizeof(float)))),
-        p(logits + padded), score(p + padded), choice(score + padded), best(choice + padded),
+        p(logits + padded),
+        score(p + padded),
+        choice(score + padded),
+        best(choice + padded),
         index(reinterpret_cast<int32_t*>(best + padded)) {}
 
   int64_t padded;
@@ -195,8 +198,8 @@ void topk_gating(const TensorView& logits, const TensorView* bias, const TensorV
 namespace {
 
 // grad_i += p_i ((g_P,i - <p, g_P>) + 2 lse g_z - g_H (log p_i + H)) / M
-void statistics_backward(const Kernels& kern, const Row& row, const RowStatistics& statistics, const float* gp, float gz,
-                         float gh, float valid, int64_t experts, float* grad) {
+void statistics_backward(const Kernels& kern, const Row& row, const RowStatistics& statistics, const float* gp,
+                         float gz, float gh, float valid, int64_t experts, float* grad) {
   const float inner = kern.dot(reinterpret_cast<const char*>(row.p), DType::f32, reinterpret_cast<const char*>(gp),
                                DType::f32, experts);
   const bool infinite = std::isinf(statistics.logsumexp);
@@ -204,7 +207,8 @@ void statistics_backward(const Kernels& kern, const Row& row, const RowStatistic
     const float p = row.p[e];
     float log_p = 0.0f;
     if (p > 0.0f) log_p = infinite ? std::log(p) : row.logits[e] - statistics.logsumexp;
-    const float sum = (gp[e] - inner) * p + 2.0f * statistics.logsumexp * p * gz - gh * p * (log_p + statistics.entropy);
+    const float sum =
+        (gp[e] - inner) * p + 2.0f * statistics.logsumexp * p * gz - gh * p * (log_p + statistics.entropy);
     grad[e] = sum / valid;
   }
 }

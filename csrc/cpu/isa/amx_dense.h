@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t DENSE_DEPTH = 128;
 
 // A step is a tile's depth: 16 words. Of each step, both tiles of rows lie side by side.
-constexpr int64_t TILE_FLOATS = TILE_SIDE * TILE_SIDE, STEP_FLOATS = 2 * TILE_FLOATS;
+constexpr int64_t STEP_FLOATS = 2 * TILE_WORDS;
 constexpr int64_t DENSE_SCRATCH = DENSE_DEPTH / TILE_SIDE * STEP_FLOATS;
 
 // Up to so many columns are one block, and memory is the limit, which likes long stretches: all of a row at once.
@@ -75,7 +75,7 @@ inline void dense_block(const DenseRows& left, float* tiles, const float* b, int
     tile_zero<3>();
   }
   const char *low = left.base[0], *high = left.base[1];
-  for (const float* end = b + words * TILE_SIDE; b < end; b += TILE_FLOATS, tiles += STEP_FLOATS) {
+  for (const float* end = b + words * TILE_SIDE; b < end; b += TILE_WORDS, tiles += STEP_FLOATS) {
     if constexpr (FROM == From::tiles) coming.fetch();
     // Columns pass the first-level cache by: it is for the rows.
     tile_stream<6>(b, TILE_ROW_BYTES);
@@ -91,12 +91,12 @@ inline void dense_block(const DenseRows& left, float* tiles, const float* b, int
     if constexpr (FROM == From::memory_kept) tile_store<4>(tiles, TILE_ROW_BYTES);
     if constexpr (ROWS == 2) {
       if constexpr (FROM == From::tiles)
-        tile_load<5>(tiles + TILE_FLOATS, TILE_ROW_BYTES);
+        tile_load<5>(tiles + TILE_WORDS, TILE_ROW_BYTES);
       else
         tile_load<5>(high, left.stride);
       tile_dot_bf16<2, 5, 6>();
       if constexpr (COLUMNS == 2) tile_dot_bf16<3, 5, 7>();
-      if constexpr (FROM == From::memory_kept) tile_store<5>(tiles + TILE_FLOATS, TILE_ROW_BYTES);
+      if constexpr (FROM == From::memory_kept) tile_store<5>(tiles + TILE_WORDS, TILE_ROW_BYTES);
     }
     if constexpr (FROM != From::tiles) {
       low += TILE_ROW_BYTES;
@@ -182,7 +182,7 @@ inline void product_dense(float* c, int64_t ldc, const Operand& a, int64_t rows,
           coming = Coming(next, row_bytes, HEIGHT, words / TILE_SIDE, blocks * words / TILE_SIDE);
       } else {
         for (int64_t r = 0; r < count; r += TILE_SIDE)
-          copy_dense_rows(tiles + r / TILE_SIDE * TILE_FLOATS, a, m + r, std::min(count - r, TILE_SIDE), k, part);
+          copy_dense_rows(tiles + r / TILE_SIDE * TILE_WORDS, a, m + r, std::min(count - r, TILE_SIDE), k, part);
       }
       for (; n < columns; n += WIDTH)
         dense_block<From::tiles>(at(k), count, tiles, right + n / TILE_SIDE * panel, panel, columns - n, words, to + n,

@@ -13,8 +13,6 @@
 namespace moe {
 namespace {
 
-constexpr int64_t TILE_WORDS = TILE_SIDE * TILE_SIDE;
-
 // Up to so many tiles of columns and planes are summed in one go: a tile of rows is then read from memory once. 16 rows
 // side by side, with no fetching ahead, are what memory likes best (Xeon with AMX, 2 cores: 29.6 GB/s, fetching the
 // next 16 rows meanwhile 22.6, plain reading in order 25.3).

@@ -14,7 +14,6 @@ namespace moe {
 namespace {
 
 constexpr int64_t PAIR_TILE = 2 * TILE_SIDE;                  // k of a tile
-constexpr int64_t TILE_WORDS = TILE_SIDE * TILE_SIDE;         // 32-bit words of a tile
 constexpr int64_t COPY_DEPTH = 8 * PAIR_TILE;                 // k of the rows that are copied at a time
 constexpr int64_t COPY_PITCH = COPY_DEPTH + PAIR_TILE;        // a line more keeps rows out of one cache set
 constexpr int64_t EXPAND_TILES = EXPAND_COLUMNS / TILE_SIDE;  // of columns that are computed together

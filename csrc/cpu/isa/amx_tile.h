@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t TILE_SIDE = 16;  // rows of a tile, and 32-bit words of a row
 constexpr int64_t TILE_ROW_BYTES = 64;
+constexpr int64_t TILE_WORDS = TILE_SIDE * TILE_SIDE;  // 32-bit words of a tile
 
 #if defined(MOE_EMULATE_AMX)
 
@@ -140,8 +141,9 @@ inline __attribute__((always_inline)) void tile_store(void* base, int64_t stride
 #define MOE_EACH_PRODUCT(DO)                                                                                  \
   DO(0, 4, 6)                                                                                                 \
   DO(0, 5, 6)                                                                                                 \
-  DO(0, 4, 7) DO(0, 5, 7) DO(1, 4, 6) DO(1, 5, 6) DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) DO(2, 4, 7) \
-      DO(2, 5, 7) DO(3, 4, 6) DO(3, 5, 6) DO(3, 4, 7) DO(3, 5, 7)
+  DO(0, 4, 7)                                                                                                 \
+  DO(0, 5, 7) DO(1, 4, 6) DO(1, 5, 6) DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) DO(2, 4, 7) DO(2, 5, 7) \
+      DO(3, 4, 6) DO(3, 5, 6) DO(3, 4, 7) DO(3, 5, 7)
 template <int C, int A, int B>
 inline __attribute__((always_inline)) void tile_dot_bf16() {
   static_assert(C >= 0 && C < 4 && (A == 4 || A == 5) && (B == 6 || B == 7), "tiles of these roles");

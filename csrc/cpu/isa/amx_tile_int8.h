@@ -33,8 +33,9 @@ inline __attribute__((always_inline)) void tile_dot_signed() {
   MOE_ONE(0, 4, 6)
   MOE_ONE(0, 5, 6)
   MOE_ONE(0, 4, 7)
-  MOE_ONE(0, 5, 7) MOE_ONE(1, 4, 6) MOE_ONE(1, 5, 6) MOE_ONE(1, 4, 7) MOE_ONE(1, 5, 7) MOE_ONE(2, 4, 6) MOE_ONE(2, 5, 6)
-      MOE_ONE(2, 4, 7) MOE_ONE(2, 5, 7) MOE_ONE(3, 4, 6) MOE_ONE(3, 5, 6) MOE_ONE(3, 4, 7) MOE_ONE(3, 5, 7)
+  MOE_ONE(0, 5, 7)
+  MOE_ONE(1, 4, 6) MOE_ONE(1, 5, 6) MOE_ONE(1, 4, 7) MOE_ONE(1, 5, 7) MOE_ONE(2, 4, 6) MOE_ONE(2, 5, 6) MOE_ONE(2, 4, 7)
+      MOE_ONE(2, 5, 7) MOE_ONE(3, 4, 6) MOE_ONE(3, 5, 6) MOE_ONE(3, 4, 7) MOE_ONE(3, 5, 7)
 #undef MOE_ONE
 }
 

@@ -62,9 +62,9 @@ struct Normal {
   Vec density;
 };
 
-// With z = |x| / √2 and u = (z - 2) / (z + 2), erfc(z) · e^(z²) · (1 + 2z) is a polynomial in u to 0.5 units in the last
-// place (Chebyshev nodes, z up to 10, where the density is 0 in float32). e^(-x²/2) gets x² in two parts, so that the
-// tail keeps its digits.
+// With z = |x| / √2 and u = (z - 2) / (z + 2), erfc(z) · e^(z²) · (1 + 2z) is a polynomial in u to 0.5 units in the
+// last place (Chebyshev nodes, z up to 10, where the density is 0 in float32). e^(-x²/2) gets x² in two parts, so that
+// the tail keeps its digits.
 MOE_INLINE Normal normal(Vec x) {
   const Vec square = x * x;
   const Vec rest = square_error(x, square);

@@ -150,8 +150,8 @@ struct Form {
 // Products for the backward of bfloat16 weights that take data as it lies, row by row. An instruction set without them
 // makes its gradients with a Form.
 struct RowForm {
-  // out[n * out_stride + o] = Σ_k a(n, k) · w(o, k) for n < count, o < columns, k < depth, w being bfloat16 and a rounded
-  // to it. Each element is added up in the same order whatever `count` and `columns` are.
+  // out[n * out_stride + o] = Σ_k a(n, k) · w(o, k) for n < count, o < columns, k < depth, w being bfloat16 and a
+  // rounded to it. Each element is added up in the same order whatever `count` and `columns` are.
   void (*product)(float* out, int64_t out_stride, const Rows& a, int64_t count, int64_t depth, const Operand& w,
                   int64_t columns, char* scratch);
   // out(m, c) (+)= Σ_n a(n, m) · b(n, c) for m < features, c < columns, n < count, with one rounding. out is bfloat16,

@@ -16,7 +16,6 @@ constexpr RowForm AMX_ROWS = {rows_product_amx, outer_product_amx, outer_block_a
 }  // namespace
 
 extern const Kernels kernels_amx;
-const Kernels kernels_amx =
-    make_table("amx", {&AMX_PAIRS, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, &AMX_ROWS, shrink_amx, pack_expand_amx, expand_amx,
-                       stream_transposed});
+const Kernels kernels_amx = make_table("amx", {&AMX_PAIRS, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, &AMX_ROWS, shrink_amx,
+                                               pack_expand_amx, expand_amx, stream_transposed});
 }  // namespace moe

@@ -8,5 +8,5 @@
 
 namespace moe {
 extern const Kernels kernels_avx512bf16;
-const Kernels kernels_avx512bf16 = make_table("avx512bf16", {&PAIRS, &NF4, &INT8, &INT8_INT8, shrink_pairs});
+const Kernels kernels_avx512bf16 = make_table("avx512bf16", {&PAIRS, &NF4, &INT8, &INT8_INT8, nullptr, shrink_pairs});
 }  // namespace moe
