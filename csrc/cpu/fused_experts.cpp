@@ -175,7 +175,7 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
   int32_t* row_token = saved ? saved->row_token.as<int32_t>() : own_plan.data() + shape.count + 1;
   int32_t* slot_row = saved ? saved->slot_row.as<int32_t>() : row_token + N;
   route(indices, shape.count, offsets, row_token, slot_row);
-  const Chunks chunks = cut_into_chunks(kern, form, offsets, shape.count);
+  const Chunks chunks = cut_into_chunks(kern, form, offsets, shape.count, std::max(shape.hidden, shape.inner));
   if (saved) zero_rows(saved->pre, offsets[shape.count], N, threads);
 
   double hit = 0.0;

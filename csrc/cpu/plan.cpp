@@ -43,7 +43,12 @@ void route(const TensorView& indices, int64_t experts, int32_t* offsets, int32_t
     route_as(indices.as<const int32_t>(), tokens, slots, experts, offsets, row_token, slot_row);
 }
 
-Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* offsets, int64_t experts) {
+Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* offsets, int64_t experts,
+                       int64_t depth) {
+  // Packed words of a chunk: 1.25 MiB, of 2 MiB that a core with AMX has.
+  constexpr int64_t WORDS = int64_t{320} << 10, LEAST = 64;
+  const int64_t fitting = depth > 0 ? WORDS / form.words(depth) / kernels.lanes * kernels.lanes : form.chunk_rows;
+  const int64_t most = form.panel ? std::clamp(fitting, LEAST, form.chunk_rows) : form.chunk_rows;
   Chunks chunks;
   chunks.kept = form.panel > 0;
   chunks.begin.reserve(experts + 1);
@@ -59,7 +64,7 @@ Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* 
     };
     // A few rows above whole vectors are cheaper by themselves than as another vector.
     const int64_t above = rows % kernels.lanes, tail = rows > kernels.lanes && above <= form.tail_columns ? above : 0;
-    const int64_t whole = rows - tail, pieces = (whole + form.chunk_rows - 1) / form.chunk_rows;
+    const int64_t whole = rows - tail, pieces = (whole + most - 1) / most;
     const int64_t size = pitch_of(kernels, form, (whole + pieces - 1) / pieces);
     for (int64_t first = 0; first < whole; first += size) add(first, std::min(size, whole - first));
     if (tail > 0) add(whole, tail);

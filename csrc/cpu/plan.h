@@ -44,7 +44,9 @@ struct Chunks {
   bool kept = false;           // whether a chunk's columns stay in the cache while one weight block follows the other
 };
 
-Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* offsets, int64_t experts);
+// `depth`: the longest rows that are packed, where they should stay in the second-level cache.
+Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* offsets, int64_t experts,
+                       int64_t depth = 0);
 
 // Pitch of a buffer with `count` columns: whole vectors, or exactly `count` where a product takes the few-column form.
 inline int64_t pitch_of(const Kernels& kernels, const Form& form, int64_t count) {
