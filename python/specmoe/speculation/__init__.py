@@ -11,7 +11,7 @@ from .counting import LinkCounts, PreviousToken, StaticFrequency
 from .next_gate import NextGate
 from .oracle import Oracle
 from .predictor import Observation, Predictor
-from .traces import RouteTrace, load_routes, save_routes
+from .traces import RouteTrace, load_routes, record_trace, save_routes
 
 __all__ = [
     "CostGate",
@@ -25,5 +25,6 @@ __all__ = [
     "RouteTrace",
     "StaticFrequency",
     "load_routes",
+    "record_trace",
     "save_routes",
 ]
