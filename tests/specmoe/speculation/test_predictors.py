@@ -6,14 +6,18 @@ import torch
 
 from specmoe.speculation import (
     LinkCounts,
+    MovingAverage,
     NextGate,
     Observation,
     Oracle,
     Predictor,
     PreviousToken,
     RankCalibration,
+    RanksExperts,
     RouteTrace,
+    SeesTokens,
     StaticFrequency,
+    TokenTable,
 )
 from specmoe.speculation.counting import membership, used_by_any
 
@@ -173,6 +177,64 @@ class TestLinkCounts:
         with pytest.raises(ValueError, match="at least one token"):
             LinkCounts(RouteTrace(np.zeros((0, L, K), int), np.array([0]), E))
 
+    def test_adds_the_token_where_it_is_told(self) -> None:
+        trace = token_trace()
+        predictor = LinkCounts(trace)
+        assert isinstance(predictor, SeesTokens)
+        for token in (3, 1, 2):
+            predictor.begin(np.array([token]))
+            assert top(predictor.predict(0)) == {token, token + 1}
+            predictor.observe(Observation(0, np.array([[token, token + 1]])))
+
+
+def token_trace() -> RouteTrace:
+    """Tokens 0 to 4, each with experts of its own; the order is random."""
+    tokens = np.random.default_rng(0).integers(0, 5, 200)
+    experts = np.stack([tokens, tokens + 1], axis=1)[:, None]
+    return RouteTrace(experts, np.array([0, 120, 200]), E, tokens=tokens)
+
+
+class TestTokenTable:
+    def test_gives_what_the_token_used(self) -> None:
+        predictor = TokenTable(token_trace())
+        assert isinstance(predictor, SeesTokens) and predictor.predict(0) is None
+        predictor.begin(np.array([2]))
+        chances = predictor.predict(0)
+        assert top(chances) == {2, 3} and chances is not None and chances[2] > 0.9
+        predictor.begin(np.array([2, 4]))
+        assert top(predictor.predict(0), 4) == {2, 3, 4, 5}
+        predictor.observe(Observation(0, np.array([[2, 3], [4, 5]])))
+        assert predictor.predict(0) is None
+
+    def test_an_unknown_token_is_average(self) -> None:
+        predictor = TokenTable(token_trace())
+        predictor.begin(np.array([77]))
+        chances = predictor.predict(0)
+        assert chances is not None and chances.sum() == pytest.approx(2.0)
+        assert predictor.predict(1) is None
+
+    def test_refuses_a_trace_without_tokens(self) -> None:
+        with pytest.raises(ValueError, match="expected token ids"):
+            TokenTable(linked_trace(1, 3, 0))
+
+
+class TestMovingAverage:
+    def test_follows_the_last_uses(self) -> None:
+        predictor = MovingAverage(1, E, K, decay=0.5)
+        assert isinstance(predictor, RanksExperts)
+        assert predictor.predict(0) is None and predictor.keep(0) is None
+        for experts in ([0, 1], [0, 2], [0, 2], [3, 2]):
+            predictor.observe(Observation(0, np.array([experts])))
+        kept = predictor.keep(0)
+        assert kept is not None and np.argsort(-kept)[:4].tolist() == [2, 3, 0, 1]
+        assert top(predictor.predict(0)) == {2, 3}
+        predictor.reset()
+        assert predictor.keep(0) is not None
+
+    def test_refuses_a_decay_that_is_none(self) -> None:
+        with pytest.raises(ValueError, match="decay: expected"):
+            MovingAverage(1, E, K, decay=1.0)
+
 
 class TestOracle:
     def test_repeats_the_record_visit_by_visit(self) -> None:
@@ -194,6 +256,8 @@ def test_all_keep_the_interface() -> None:
         NextGate({0: lambda r: r}, E, K),
         PreviousToken(L, E, K),
         StaticFrequency(np.ones((L, E)) / E),
+        StaticFrequency.count(trace),
+        MovingAverage(L, E, K),
         LinkCounts(trace),
         Oracle([[layer[None] for layer in token] for token in trace.experts], E),
     ]

@@ -20,6 +20,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,11 @@ def _optional(
 def save_routes(trace: RouteTrace, path: str | Path) -> None:
     """Write a trace file, complete or not at all."""
     path = Path(path)
-    arrays = {"experts": trace.experts, "trace_start": trace.starts, "num_experts": np.int64(trace.num_experts)}
+    arrays: dict[str, Any] = {
+        "experts": trace.experts,
+        "trace_start": trace.starts,
+        "num_experts": np.int64(trace.num_experts),
+    }
     for name, field, _, _ in OPTIONAL:
         values = getattr(trace, field)
         if values is not None:

@@ -76,9 +76,17 @@ class RouteTrace:
     def layers(self, first: int, count: int) -> RouteTrace:
         """Return the same sequences over `count` consecutive layers."""
         part = slice(first, first + count)
-        by_layer = ("experts", "weights", "residuals", "shared")
-        values = {name: getattr(self, name) for name in by_layer}
-        return replace(self, **{name: None if v is None else v[:, part] for name, v in values.items()})
+
+        def cut(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[:, part]
+
+        return replace(
+            self,
+            experts=self.experts[:, part],
+            weights=cut(self.weights),
+            residuals=cut(self.residuals),
+            shared=cut(self.shared),
+        )
 
     def split(self, held_out: float, seed: int = 0) -> tuple[RouteTrace, RouteTrace]:
         """Part whole sequences at random into (kept, held out); windows of one sequence never meet on both sides."""
