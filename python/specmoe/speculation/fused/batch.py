@@ -124,7 +124,7 @@ def _histories(
         if first[n]:
             history.reset()
         averages[n] = torch.from_numpy(np.concatenate([*log_averages(history.averages)], axis=-1))
-        history.add_all(members[n])
+        history.add(members[n])
         after[n] = torch.from_numpy(keep_features(history.averages, history.since, weights[n]))
     return averages, after
 

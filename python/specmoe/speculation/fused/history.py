@@ -33,30 +33,30 @@ class History:
         self._decays = np.array(decays, dtype=np.float32)[:, None, None]
         self.averages = np.zeros((len(decays) + 1, layers, experts), dtype=np.float32)
         self.since = np.full((layers, experts), LONGEST, dtype=np.float32)
-        self._seen = np.zeros(layers, dtype=np.int64)
+        self._seen = 0
 
     def reset(self) -> None:
         """Begin a sequence."""
         self.averages[-1] = 0.0
-        self._seen[:] = 0
+        self._seen = 0
 
-    def add(self, layer: int, used: np.ndarray) -> None:
-        """Take one token's use (E,) of a layer, 1 where an expert was used."""
-        self._add(slice(layer, layer + 1), used[None])
-
-    def add_all(self, used: np.ndarray) -> None:
-        """Take one token's use (L, E) of all layers."""
-        self._add(slice(None), used)
-
-    def _add(self, layers: slice, used: np.ndarray) -> None:
-        moving = self.averages[:-1, layers]
+    def add(self, used: np.ndarray) -> None:
+        """Take one token's use (L, E) of all layers, 1 where an expert was used."""
+        moving = self.averages[:-1]
         moving += (1.0 - self._decays) * (used - moving)
-        self._seen[layers] += 1
-        mean = self.averages[-1, layers]
-        mean += (used - mean) / self._seen[layers, None]
-        since = self.since[layers]
-        np.minimum(since + 1.0, LONGEST, out=since)
-        since[used > 0] = 0.0
+        self._seen += 1
+        mean = self.averages[-1]
+        mean += (used - mean) / self._seen
+        np.minimum(self.since + 1.0, LONGEST, out=self.since)
+        self.since[used > 0] = 0.0
+
+    def after(self, layer: int, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return averages (D + 1, E) and times since use (E,) of a layer as they will be after a token's use (E,)."""
+        moving, mean = self.averages[:-1, layer], self.averages[-1, layer]
+        moved = moving + (1.0 - self._decays[:, 0]) * (used - moving)
+        mean = mean + (used - mean) / (self._seen + 1)
+        since = np.where(used > 0, 0.0, np.minimum(self.since[layer] + 1.0, LONGEST))
+        return np.concatenate([moved, mean[None]]), since
 
 
 def log_averages(averages: np.ndarray) -> np.ndarray:

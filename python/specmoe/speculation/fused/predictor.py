@@ -12,13 +12,13 @@ import math
 
 import numpy as np
 
-from ..counting import membership
-from ..counting.membership import any_of
+from ..counting.membership import any_of, membership
 from ..predictor import Observation
 from .batch import spread_weights
 from .history import History, keep_features, log_averages
+from .native import native_layers
 from .network import EPSILON
-from .similar import SequenceMemory, directions, vote_features
+from .similar import SequenceMemory, vote_features
 from .weights import FusedWeights
 
 
@@ -30,23 +30,46 @@ class FusedPredictor:
     Args:
         weights: what `train_fused` returned.
         adapt: how far an outcome moves a bias; 0 to leave the weights as they are.
+        use_native: run passes of one token in the native core, where it is built; with bfloat16 weights.
     """
 
-    def __init__(self, weights: FusedWeights, adapt: float = 0.02) -> None:
+    def __init__(self, weights: FusedWeights, adapt: float = 0.02, use_native: bool = True) -> None:
         w = self._w = weights
         L, E = w.layers, w.experts
         self._L, self._E, self._adapt = L, E, adapt
         self._history = History(L, E, w.settings.decays)
         self._memory = SequenceMemory(L, E, w.settings)
+        self._factors = np.ones(2 * max(E, w.top_k), dtype=np.float32)
         # Per source layer: rows of what an expert adds to the stream and to the scores of later layers.
         self._steps = [_step_table(w, n) for n in range(L)]
         width = w.settings.width
         self._past = np.concatenate([w.from_past, w.enter_previous, w.plain_previous], axis=2)
         self._cuts = (width, 2 * width)
+        self._each = np.arange(L)[:, None]
         self._shift = np.zeros((L, E), dtype=np.float32)
-        self._log_scale = np.log(w.scale).astype(np.float32)
-        self._latest: list[np.ndarray | None] = [None] * L
+        self._scale = w.scale.astype(np.float32).copy()
+        self._ranks = w.ranks[None]
+        self._latest: np.ndarray | None = None
+        self._buffers(L, E, width)
+        self._native = native_layers(w, self._steps, self._native_state()) if use_native else None
         self.reset()
+
+    def _buffers(self, L: int, E: int, width: int) -> None:
+        """Make what a pass of one token works in; it stays where it is."""
+        self._one_stream = np.zeros((1, width), dtype=np.float32)
+        self._one_scores = np.zeros((L, 1, 2 * E), dtype=np.float32)
+        self._one_enter = np.zeros((L, width), dtype=np.float32)
+        self._chances = np.zeros(E, dtype=np.float32)
+        self._one_ids = np.zeros(self._w.top_k, dtype=np.int64)
+        self._one_given = np.zeros(self._w.top_k, dtype=np.float32)
+
+    def _native_state(self) -> list[np.ndarray]:
+        memory = self._memory
+        return [
+            *(self._one_stream, self._one_scores, self._one_enter, memory.one_start, memory.one_alike),
+            *(memory.members, memory.weights, memory.keys, self._scale, self._shift),
+            *(self._chances, self._one_ids, self._one_given),
+        ]
 
     def reset(self) -> None:
         self._history.reset()
@@ -62,7 +85,7 @@ class FusedPredictor:
             self._start(ids, len(ids))
 
     def observe(self, observation: Observation) -> None:
-        layer, experts = observation.layer, np.asarray(observation.experts)
+        layer, experts = observation.layer, observation.experts
         T = len(experts)
         if layer >= self._L or not T:
             return
@@ -72,13 +95,15 @@ class FusedPredictor:
                 self._open = False
                 return
             self._start(None, T)
-        given = self._w.ranks[None] if observation.weights is None else observation.weights
-        used = membership(experts, self._E)
-        weights = spread_weights(experts, np.broadcast_to(given, experts.shape), self._E)
-        if self._adapt and self._scored == layer and T == 1:
-            self._learn(layer, used[0])
         self._forward(layer)
-        self._take(layer, experts, used, weights)
+        given = self._ranks if observation.weights is None else observation.weights
+        self._ids[layer], self._given[layer] = self._fitting(experts, given)
+        if self._native is not None and T == 1:
+            self._one_ids[:], self._one_given[:] = self._ids[layer, 0], self._given[layer, 0]
+            self._native.take(layer, self._memory.count, len(self._one_ids))
+        else:
+            for t in range(T):
+                self._take(layer, t, self._ids[layer, t], self._given[layer, t])
         self._layer = layer + 1
         if self._layer == self._L:
             self._finish()
@@ -87,9 +112,11 @@ class FusedPredictor:
         scores = self._asked(layer)
         if scores is None:
             return None
-        z = scores[:, : self._E] * math.exp(self._log_scale[layer]) + self._shift[layer]
-        self._z = z[0]
-        self._scored = layer
+        if self._native is not None and self._T == 1:
+            self._native.read(layer)
+            return self._chances.astype(np.float64)
+        z = scores[:, : self._E] * self._scale[layer]
+        z += self._shift[layer]
         return any_of(1.0 / (1.0 + np.exp(-z)))
 
     def heaviest(self, layer: int) -> np.ndarray | None:
@@ -102,11 +129,16 @@ class FusedPredictor:
 
     def keep(self, layer: int) -> np.ndarray | None:
         """Return (E,): how soon each expert will be used again, as `RanksExperts` wants it."""
-        latest = self._latest[layer]
-        if latest is None:
-            return None
         w = self._w
-        x = keep_features(self._history.averages[:, layer], self._history.since[layer], latest)
+        if self._open and layer < self._layer:
+            ids = self._ids[layer, -1:]
+            used, latest = membership(ids, self._E)[0], spread_weights(ids, self._given[layer, -1:], self._E)[0]
+            averages, since = self._history.after(layer, used)
+        elif self._latest is not None:
+            averages, since, latest = self._history.averages[:, layer], self._history.since[layer], self._latest[layer]
+        else:
+            return None
+        x = keep_features(averages, since, latest)
         hidden = np.maximum(x @ w.keep_up[layer], 0.0)
         return 1.0 / (1.0 + np.exp(-(x @ w.keep_plain[layer] + hidden @ w.keep_down[layer] + w.keep_bias[layer])))
 
@@ -120,8 +152,8 @@ class FusedPredictor:
 
     def _start(self, tokens: np.ndarray | None, count: int) -> None:
         """Compute what all layers know before the first."""
-        w, E = self._w, self._E
-        self._open, self._T, self._layer, self._scored, self._done = True, count, 0, -1, -1
+        w = self._w
+        self._open, self._T, self._layer, self._done = True, count, 0, -1
         self._tokens = tokens
         rows = np.zeros(count, dtype=np.int64)
         if tokens is not None and len(w.known):
@@ -130,92 +162,120 @@ class FusedPredictor:
         self._rows = rows
         before = np.concatenate([[self._previous_token], rows[:-1]])
         embedded = np.concatenate([w.token[rows], w.token[before]], axis=1)
-        self._stream = embedded @ w.from_token
+        stream = embedded @ w.from_token
         averages = log_averages(self._history.averages).transpose(1, 0, 2).reshape(self._L, 1, -1)
+        scores = np.repeat(w.bias[:, None] + averages @ w.plain_averages, count, axis=1)
+        self._one_enter[:] = 0.0
         # Of all tokens of a pass, only the first one's predecessor is known.
-        self._scores = np.repeat(w.bias[:, None] + averages @ w.plain_averages, count, axis=1)
-        self._enter: np.ndarray | None = None
         if self._previous is not None:
             experts, factors = self._previous
-            past = np.einsum("lk,lkw->lw", factors, self._past[np.arange(self._L)[:, None], experts])
+            past = np.matmul(factors[:, None], self._past[self._each, experts])[:, 0]
             a, b = self._cuts
-            self._stream[0] += past[:, :a].sum(0)
-            self._enter = past[:, a:b]
-            self._scores[:, 0] += past[:, b:]
+            stream[0] += past[:, :a].sum(0)
+            self._one_enter[:] = past[:, a:b]
+            scores[:, 0] += past[:, b:]
+        if count == 1:
+            self._one_stream[:], self._one_scores[:] = stream, scores
+            stream, scores = self._one_stream, self._one_scores
+        self._stream, self._scores = stream, scores
         self._memory.begin(tokens, count)
-        self._pass: tuple[np.ndarray, np.ndarray, np.ndarray] = tuple(  # type: ignore[assignment]
-            np.zeros((self._L, count, E), dtype=np.float32) for _ in range(3)
-        )
+        self._ids = np.full((self._L, count, w.top_k), self._E, dtype=np.int64)
+        self._given = np.zeros((self._L, count, w.top_k), dtype=np.float32)
 
     def _forward(self, layer: int) -> np.ndarray:
         """Run the layer's perceptron, once, and return its scores (T, 2E)."""
         if self._done == layer:
             return self._scores[layer]
         w, stream = self._w, self._stream
+        if self._native is not None and self._T == 1:
+            self._native.forward(layer, self._memory.count)
+            self._done = layer
+            return self._scores[layer]
         members, weights = self._memory.votes(layer)
         stream += members @ w.enter_votes[layer]
-        if self._enter is not None:
-            stream[0] += self._enter[layer]
-        hidden = (stream * _inverse_rms(stream)) @ w.up[layer]
+        stream[0] += self._one_enter[layer]
+        hidden = stream @ w.up[layer]
+        hidden *= _inverse_rms(stream)
         hidden += w.up_bias[layer]
         np.maximum(hidden, 0.0, out=hidden)
         stream += hidden @ w.down[layer]
         scores = self._scores[layer]
-        scores += (stream * _inverse_rms(stream)) @ w.out[layer]
+        read = stream @ w.out[layer]
+        read *= _inverse_rms(stream)
+        scores += read
         scores += vote_features(members, weights) @ w.plain_votes[layer]
         self._done = layer
         return scores
 
-    def _take(self, layer: int, experts: np.ndarray, used: np.ndarray, weights: np.ndarray) -> None:
-        """Add what a layer's routing tells the later ones."""
-        w, E = self._w, self._E
-        T, K = experts.shape
-        for t in range(T):
-            picked = np.flatnonzero(used[t])
-            rows = self._steps[layer][np.concatenate([picked, E + picked])]
-            factors = np.concatenate([np.ones(len(picked), dtype=np.float32), 4.0 * weights[t, picked]])
-            step = factors @ rows
-            width = w.settings.width
-            self._stream[t] += step[:width]
+    def _take(self, layer: int, t: int, experts: np.ndarray, weights: np.ndarray) -> None:
+        """Add what a token's routing (K,) tells the later layers."""
+        E = self._E
+        if (experts >= E).any():
+            known = experts < E
+            experts, weights = experts[known], weights[known]
+        count = len(experts)
+        factors = self._factors[: 2 * count]
+        np.multiply(weights, 4.0, out=factors[1::2])
+        step = factors @ self._steps[layer].take(experts, axis=0).reshape(2 * count, -1)
+        width = self._stream.shape[1]
+        self._stream[t] += step[:width]
+        if layer + 1 < self._L:
             self._scores[layer + 1 :, t] += step[width:].reshape(-1, 2 * E)
-        keys = directions(weights)
-        self._memory.compare(layer, keys)
-        for table, values in zip(self._pass, (used, weights, keys), strict=True):
-            table[layer] = values
-        for t in range(T):
-            self._history.add(layer, used[t])
-        self._latest[layer] = weights[-1]
+        self._memory.compare(layer, t, experts, weights / max(math.sqrt(float(weights @ weights)), 1e-6))
+
+    def _fitting(self, experts: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and weights (T, K) of the width that the predictor was trained with."""
+        K = self._w.top_k
+        if experts.shape[1] == K:
+            return experts, given
+        if experts.shape[1] > K or given.shape[1] != experts.shape[1]:
+            raise ValueError(f"FusedPredictor: experts: expected at most K={K} a token, got {experts.shape[1]}")
+        more = ((0, 0), (0, K - experts.shape[1]))
+        return np.pad(experts, more, constant_values=self._E), np.pad(given, more)
 
     def _finish(self) -> None:
         """The pass is over: it becomes the past."""
-        used, weights, keys = self._pass
-        self._memory.add(self._tokens, used, weights, keys)
-        L, E = self._L, self._E
-        K = self._w.top_k
-        order = np.argsort(-weights[:, -1], axis=1, kind="stable")[:, :K]
-        present = np.take_along_axis(used[:, -1], order, axis=1)
-        factors = 4.0 * np.take_along_axis(weights[:, -1], order, axis=1)
-        self._previous = np.concatenate([order, E + order], axis=1), np.concatenate([present, factors], axis=1)
-        assert self._previous[0].shape == (L, 2 * K)
+        used = membership(self._ids, self._E)
+        weights = spread_weights(self._ids, self._given, self._E)
+        if self._adapt and self._T == 1:
+            self._learn(used[:, 0])
+        self._memory.add(self._tokens, used, weights)
+        for t in range(self._T):
+            self._history.add(used[:, t])
+        self._latest = weights[:, -1]
+        ids = self._ids[:, -1]
+        rows = np.where(ids < self._E, ids, 0)
+        factors = np.concatenate([np.ones_like(self._given[:, -1]), 4.0 * self._given[:, -1]], axis=1)
+        factors *= np.concatenate([ids, ids], axis=1) < self._E
+        self._previous = np.concatenate([rows, self._E + rows], axis=1), factors
         self._previous_token = int(self._rows[-1])
         self._open = False
 
-    def _learn(self, layer: int, used: np.ndarray) -> None:
-        """Move the layer's biases and scale along the gradient of the cross-entropy of what was predicted."""
-        error = used - 1.0 / (1.0 + np.exp(-self._z))
-        self._shift[layer] += self._adapt * error
-        slope = float(error @ self._z) / self._E
-        self._log_scale[layer] += 0.1 * self._adapt * max(-1.0, min(1.0, slope))
+    def _learn(self, used: np.ndarray) -> None:
+        """Move biases and scales along the gradient of the cross-entropy of the token that was just routed."""
+        scores = self._scores[:, 0, : self._E]
+        z = scores * self._scale[:, None] + self._shift
+        error = used - 1.0 / (1.0 + np.exp(-z))
+        self._shift += self._adapt * error
+        slope = np.clip((error * z).mean(1), -1.0, 1.0)
+        self._scale *= np.exp(0.1 * self._adapt * slope)
 
 
-def _inverse_rms(stream: np.ndarray) -> np.ndarray:
-    """Return (T, 1), one over the root mean square of each row."""
-    return 1.0 / np.sqrt(np.einsum("tw,tw->t", stream, stream)[:, None] / stream.shape[1] + EPSILON)
+def _inverse_rms(stream: np.ndarray) -> np.ndarray | float:
+    """Return (T, 1), or a number for one row: one over the root mean square of each."""
+    if len(stream) == 1:
+        row = stream[0]
+        return 1.0 / math.sqrt(float(row @ row) / len(row) + EPSILON)
+    return 1.0 / np.sqrt((stream * stream).sum(1, keepdims=True) / stream.shape[1] + EPSILON)
 
 
 def _step_table(w: FusedWeights, layer: int) -> np.ndarray:
-    """Return (2E, W + later layers * 2E): what each expert of a layer adds to the stream of the next, and to scores."""
+    """Return (E, 2, W + later layers * 2E): what each expert of a layer adds to the stream of the next, and to scores.
+
+    The first of two rows is added for being used, the second times four times the routing weight.
+    """
     E, L = w.experts, w.layers
     later = w.links[layer, :, layer + 1 :].reshape(2 * E, -1)
     stream = w.enter_path[layer + 1] if layer + 1 < L else np.zeros((2 * E, w.settings.width), dtype=np.float32)
-    return np.ascontiguousarray(np.concatenate([stream, later], axis=1), dtype=np.float32)
+    table = np.concatenate([stream, later], axis=1).reshape(2, E, -1).transpose(1, 0, 2)
+    return np.ascontiguousarray(table, dtype=np.float32)

@@ -27,12 +27,11 @@ FLOOR = 0.02
 
 def vote_features(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return (..., 2E), in the form that log-odds add up in, from both sets of votes (..., E)."""
-    return np.concatenate([np.log(members + FLOOR), weights], axis=-1)
-
-
-def directions(weights: np.ndarray) -> np.ndarray:
-    """Return (..., E) of length 1 from routing weights (..., E)."""
-    return weights / np.maximum(np.sqrt((weights * weights).sum(-1, keepdims=True)), 1e-6)
+    E = members.shape[-1]
+    features = np.empty((*members.shape[:-1], 2 * E), dtype=np.float32)
+    np.log(members + FLOOR, out=features[..., :E])
+    features[..., E:] = weights
+    return features
 
 
 class SequenceMemory:
@@ -46,13 +45,19 @@ class SequenceMemory:
 
     def __init__(self, layers: int, experts: int, settings: FusedSettings) -> None:
         W = self._window = settings.window
-        self._settings = settings
-        self._keys = np.zeros((layers, W, experts), dtype=np.float32)
-        self._members = np.zeros((layers, W, experts), dtype=np.float32)
-        self._weights = np.zeros((layers, W, experts), dtype=np.float32)
+        self._settings, self._experts = settings, experts
+        # Similarities are kept multiplied with the sharpness.
+        self.keys = np.zeros((layers, experts, W), dtype=np.float32)
+        self.members = np.zeros((layers, W, experts), dtype=np.float32)
+        self.weights = np.zeros((layers, W, experts), dtype=np.float32)
+        # Of a pass of one token; they stay where they are.
+        self.one_start = np.zeros((layers, W), dtype=np.float32)
+        self.one_alike = np.zeros(W, dtype=np.float32)
         self._tokens = np.full(W, -1, dtype=np.int64)
         # By distance from the next token: entry i is the token i + 1 before it.
-        self._far = (settings.distance * np.log(np.arange(1, W + 1))).astype(np.float32)
+        self._far = (settings.sharpness * settings.distance * np.log(np.arange(1, W + 1))).astype(np.float32)
+        self._fades = (settings.fade ** np.arange(layers)).astype(np.float32)[:, None, None]
+        self.count = 0
         self.reset()
 
     def reset(self) -> None:
@@ -60,57 +65,62 @@ class SequenceMemory:
         self._count = 0
         self._next = 0
         self._last: np.ndarray | None = None
-        self._start = self._alike = np.zeros((0, 0), dtype=np.float32)
+        self.begin(None, 1)
 
     def begin(self, tokens: np.ndarray | None, count: int) -> None:
         """A pass of `count` tokens begins; their ids (T,) where known."""
-        n = min(self._count, self._window)
+        n = self.count = min(self._count, self._window)
         s = self._settings
-        self._start = np.zeros((count, n), dtype=np.float32)
-        self._alike = np.zeros((count, n), dtype=np.float32)
-        # Slots are filled in turn: slot j holds the token (next - 1 - j) mod W + 1 before the coming one.
-        self._distance = self._far[(self._next - 1 - np.arange(n)) % self._window]
+        start = np.zeros((count, n), dtype=np.float32)
         if tokens is not None:
-            self._start += (self._tokens[:n] == np.asarray(tokens).reshape(-1, 1)) & (self._tokens[:n] >= 0)
+            start += s.sharpness * ((self._tokens[:n] == tokens[:, None]) & (self._tokens[:n] >= 0))
         if self._last is not None:
             # The token in slot j came after the one in slot j - 1; before the sequence's first there was none.
             last = self._last
-            self._start[0] += s.carry * (np.roll(last, 1) if len(last) == n else np.concatenate([[0.0], last]))
+            start[0] += s.carry * (np.roll(last, 1) if len(last) == n else np.concatenate([[0.0], last]))
+        # Slots are filled in turn: slot j holds the token (next - 1 - j) mod W + 1 before the coming one.
+        distance = self._far[(self._next - 1 - np.arange(n)) % self._window]
+        if count == 1:
+            np.multiply(self._fades[:, 0], start, out=self.one_start[:, :n])
+            self.one_start[:, :n] -= distance
+            self.one_alike[:n] = 0.0
+            self._start, self._alike = self.one_start[:, None, :n], self.one_alike[None, :n]
+        else:
+            self._start = self._fades * start - distance
+            self._alike = np.zeros((count, n), dtype=np.float32)
 
     def votes(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the votes for a layer: for its experts (T, E), and of its routing weights (T, E)."""
-        T, n = self._start.shape
+        T, n = self._alike.shape
         if n == 0:
-            empty = np.zeros((T, self._keys.shape[2]), dtype=np.float32)
+            empty = np.zeros((T, self._experts), dtype=np.float32)
             return empty, empty
-        s = self._settings
-        alike = self._start * s.fade**layer
-        alike += self._alike
-        alike -= self._distance
-        alike *= s.sharpness
-        soft = np.exp(alike, out=alike)
-        sharp = soft * soft
-        members = soft @ self._members[layer, :n]
+        soft = self._start[layer] + self._alike
+        np.exp(soft, out=soft)
+        members = soft @ self.members[layer, :n]
         members /= 1.0 + soft.sum(1, keepdims=True)
-        weights = sharp @ self._weights[layer, :n]
-        weights /= 1.0 + sharp.sum(1, keepdims=True)
+        np.multiply(soft, soft, out=soft)
+        weights = soft @ self.weights[layer, :n]
+        weights /= 1.0 + soft.sum(1, keepdims=True)
         return members, weights
 
-    def compare(self, layer: int, keys: np.ndarray) -> None:
-        """Take the pass's directions (T, E) of a layer into the similarities."""
-        n = self._start.shape[1]
+    def compare(self, layer: int, t: int, experts: np.ndarray, key: np.ndarray) -> None:
+        """Take a token's experts (K,) in a layer, and their parts of its direction (K,), into the similarities."""
+        n = self._alike.shape[1]
         if n:
-            self._alike *= self._settings.fade
-            self._alike += keys @ self._keys[layer, :n].T
+            alike = self._alike[t]
+            alike *= self._settings.fade
+            alike += (self._settings.sharpness * key) @ self.keys[layer].take(experts, axis=0)[:, :n]
 
-    def add(self, tokens: np.ndarray | None, members: np.ndarray, weights: np.ndarray, keys: np.ndarray) -> None:
-        """Remember a pass: use, routing weights and directions (L, T, E)."""
+    def add(self, tokens: np.ndarray | None, members: np.ndarray, weights: np.ndarray) -> None:
+        """Remember a pass: use and routing weights (L, T, E)."""
         T, W = members.shape[1], self._window
-        self._last = self._alike[0] if T == 1 and self._alike.shape[0] == 1 else None
+        self._last = self._alike[0].copy() if T == 1 else None
         for t in range(max(0, T - W), T):
             slot = self._next
-            self._members[:, slot], self._weights[:, slot] = members[:, t], weights[:, t]
-            self._keys[:, slot] = keys[:, t]
+            self.members[:, slot], self.weights[:, slot] = members[:, t], weights[:, t]
+            length = np.sqrt((weights[:, t] ** 2).sum(1, keepdims=True))
+            self.keys[:, :, slot] = weights[:, t] / np.maximum(length, 1e-6)
             self._tokens[slot] = -1 if tokens is None else tokens[t]
             self._next = (slot + 1) % W
         self._count += T
