@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,25 @@ class FusedWeights:
         names = [f.name for f in fields(self) if f.name not in ("settings", "top_k", "known", "ranks", "links")]
         links = self.links.size * (L - 1) // (2 * L)
         return sum(getattr(self, name).size for name in names) + links
+
+    def without(self, signal: str) -> FusedWeights:
+        """Return the same weights with one signal taken away, and nothing trained anew.
+
+        Raises:
+            ValueError: there is no such signal.
+        """
+        names = {
+            "path": ("enter_path",),
+            "links": ("links",),
+            "previous": ("from_past", "enter_previous", "plain_previous"),
+            "averages": ("plain_averages",),
+            "similar": ("enter_votes", "plain_votes"),
+            "token": ("from_token",),
+        }
+        if signal not in names:
+            raise ValueError(f"FusedWeights: signal: expected one of {', '.join(names)}, got {signal}")
+        zeros = {name: np.zeros_like(getattr(self, name)) for name in names[signal]}
+        return replace(self, **zeros)  # type: ignore[arg-type]
 
     def save(self, path: str | Path) -> None:
         """Write a `.npz`, complete or not at all; matrices in float16."""
