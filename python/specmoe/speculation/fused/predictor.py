@@ -50,6 +50,9 @@ class FusedPredictor:
         self._scale = w.scale.astype(np.float32).copy()
         self._ranks = w.ranks[None]
         self._latest: np.ndarray | None = None
+        # Of the pass under way: `_start` sets them.
+        self._T = self._layer = 0
+        self._ids, self._given = np.zeros((0, 0, 0), dtype=np.int64), np.zeros((0, 0, 0), dtype=np.float32)
         self._buffers(L, E, width)
         self._native = native_layers(w, self._steps, self._native_state()) if use_native else None
         self.reset()

@@ -96,7 +96,7 @@ class FusedWeights:
         if signal not in names:
             raise ValueError(f"FusedWeights: signal: expected one of {', '.join(names)}, got {signal}")
         zeros = {name: np.zeros_like(getattr(self, name)) for name in names[signal]}
-        return replace(self, **zeros)  # type: ignore[arg-type]
+        return replace(self, **zeros)
 
     def save(self, path: str | Path) -> None:
         """Write a `.npz`, complete or not at all; matrices in float16."""
@@ -134,7 +134,7 @@ class FusedWeights:
             header = json.loads(str(arrays.pop("header")))
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']!r}")
-            given = {k: tuple(v) if isinstance(v, list) else v for k, v in header["settings"].items()}
+            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in header["settings"].items()}
             values = {
                 name: value.astype(np.float32) if value.dtype.kind == "f" else value for name, value in arrays.items()
             }

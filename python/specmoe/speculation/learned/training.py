@@ -96,7 +96,8 @@ def train_learned(
         optimizer.load_state_dict(saved["optimizer"])
         step, before = saved["step"], saved["seconds"]
     samples = Samples.of(trace, settings)
-    begin, recent = time.perf_counter(), []
+    begin = time.perf_counter()
+    recent: list[float] = []
     model.train()
 
     def spent() -> float:
@@ -196,7 +197,9 @@ def load_learned(path: str | Path) -> LearnedRun:
     if not path.is_file():
         raise FileNotFoundError(f"predictor: no file at {path}")
     saved = _read(path)
-    settings = LearnedSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["settings"].items()})
-    model = build(*saved["shape"], settings)
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["settings"].items()}
+    settings = LearnedSettings(**given)
+    layers, experts = saved["shape"]
+    model = build(layers, experts, settings)
     model.load_state_dict(saved["model"])
     return LearnedRun(model.eval(), settings, saved["step"], saved["seconds"], math.nan)
