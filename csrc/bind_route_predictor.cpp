@@ -17,9 +17,9 @@ T* at(uintptr_t address) {
 
 moe::RouteState state_from(const std::vector<uintptr_t>& a) {
   if (a.size() != 13) throw moe::Error("RoutePredictor: expected 13 buffers");
-  return {at<float>(a[0]),       at<float>(a[1]),       at<const float>(a[2]),   at<const float>(a[3]),
-          at<float>(a[4]),       at<const float>(a[5]), at<const float>(a[6]),   at<const float>(a[7]),
-          at<const float>(a[8]), at<const float>(a[9]), at<float>(a[10]),        at<const int64_t>(a[11]),
+  return {at<float>(a[0]),       at<float>(a[1]),       at<const float>(a[2]), at<const float>(a[3]),
+          at<float>(a[4]),       at<const float>(a[5]), at<const float>(a[6]), at<const float>(a[7]),
+          at<const float>(a[8]), at<const float>(a[9]), at<float>(a[10]),      at<const int64_t>(a[11]),
           at<const float>(a[12])};
 }
 

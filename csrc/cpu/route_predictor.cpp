@@ -116,7 +116,7 @@ MOE_CLONES void RoutePredictor::forward(int64_t layer, int64_t count) {
   const Layer& w = weights_[layer];
   float* const stream = state_.stream;
   float* const hidden = scratch_.data();
-  float* const votes = hidden + H;       // (2, E): of use, of weights
+  float* const votes = hidden + H;        // (2, E): of use, of weights
   float* const features = votes + 2 * E;  // (2E)
   float* const read = features + 2 * E;   // (2E)
   float* const soft = soft_.data();

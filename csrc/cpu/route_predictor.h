@@ -10,17 +10,17 @@ namespace moe {
 
 // Buffers of the caller, float32 and contiguous, that stay where they are: what a token reads and changes.
 struct RouteState {
-  float* stream;         // (W)
-  float* scores;         // (L, 2E)
-  const float* enter;    // (L, W), what the token before adds to the stream
-  const float* start;    // (L, M), similarity before the first layer, less the distance
-  float* alike;          // (M), similarity of the path so far
-  const float* members;  // (L, M, E), use of the earlier tokens
-  const float* weights;  // (L, M, E), their routing weights
-  const float* keys;     // (L, E, M), their directions
-  const float* scale;    // (L)
-  const float* shift;    // (L, E)
-  float* chances;        // (E), written by forward
+  float* stream;           // (W)
+  float* scores;           // (L, 2E)
+  const float* enter;      // (L, W), what the token before adds to the stream
+  const float* start;      // (L, M), similarity before the first layer, less the distance
+  float* alike;            // (M), similarity of the path so far
+  const float* members;    // (L, M, E), use of the earlier tokens
+  const float* weights;    // (L, M, E), their routing weights
+  const float* keys;       // (L, E, M), their directions
+  const float* scale;      // (L)
+  const float* shift;      // (L, E)
+  float* chances;          // (E), written by forward
   const int64_t* experts;  // (K), read by take
   const float* given;      // (K), routing weights, read by take
 };

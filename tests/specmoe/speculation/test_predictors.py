@@ -173,6 +173,23 @@ class TestLinkCounts:
         assert top(predictor.predict(0)) == {3, 1}
         assert predictor.predict(1) is None
 
+    def test_looks_further_back_where_asked(self) -> None:
+        """Layer 2 repeats layer 0; layer 1 is chance."""
+        rng = np.random.default_rng(0)
+        draws = np.stack([np.stack([rng.permutation(E)[:K] for _ in range(2)]) for _ in range(400)])
+        trace = RouteTrace(np.stack([draws[:, 0], draws[:, 1], draws[:, 0]], 1), np.array([0, 400]), E)
+        right = {}
+        for path in (1, 2):
+            predictor = LinkCounts(trace, path=path)
+            right[path] = 0
+            for token in trace.experts[:100]:
+                for layer in range(3):
+                    right[path] += len(top(predictor.predict(layer)) & set(token[layer].tolist())) * (layer == 2)
+                    predictor.observe(Observation(layer, token[layer][None]))
+        assert right[2] > 190 and right[1] < 120
+        with pytest.raises(ValueError, match="path: expected at least 1"):
+            LinkCounts(trace, path=0)
+
     def test_refuses_an_empty_trace(self) -> None:
         with pytest.raises(ValueError, match="at least one token"):
             LinkCounts(RouteTrace(np.zeros((0, L, K), int), np.array([0]), E))

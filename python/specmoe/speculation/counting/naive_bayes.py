@@ -15,15 +15,16 @@ from .token_table import TokenTable
 
 
 class LinkCounts:
-    """Log-odds of use, plus one term for each expert that the token used in the layer before, plus one for each that
+    """Log-odds of use, plus one term for each expert that the token used in the layers before, plus one for each that
     the token before used in this layer, plus one for the token itself where its id is known (`begin`).
 
     Args:
         trace: routes to count, none of them from the sequences that will be predicted.
         smoothing: how many imagined tokens with average behaviour every count begins with.
+        path: how many layers before are looked at; their terms are averaged over layers, since they say much the same.
     """
 
-    def __init__(self, trace: RouteTrace, smoothing: float = 8.0) -> None:
+    def __init__(self, trace: RouteTrace, smoothing: float = 8.0, path: int = 1) -> None:
         E, (N, L, K) = trace.num_experts, trace.experts.shape
         if N == 0:
             raise ValueError("LinkCounts: trace: expected at least one token, got none")
@@ -31,11 +32,14 @@ class LinkCounts:
         rate = np.stack([(u.sum(0) + smoothing * K / E) / (N + smoothing) for u in used])
         self._odds = log_odds(rate)
         follows = ~trace.first_tokens
-        self._from_path = [np.zeros((E, E))]
+        if path < 1:
+            raise ValueError(f"LinkCounts: path: expected at least 1, got {path}")
+        # For each layer, tables from the layers before it, the nearest first.
+        self._from_path: list[list[np.ndarray]] = []
         self._from_last = []
         for layer in range(L):
-            if layer:
-                self._from_path.append(self._terms(used[layer - 1], used[layer], rate[layer], smoothing))
+            before = range(layer - 1, max(-1, layer - 1 - path), -1)
+            self._from_path.append([self._terms(used[n], used[layer], rate[layer], smoothing) for n in before])
             last = used[layer][np.flatnonzero(follows) - 1]
             self._from_last.append(self._terms(last, used[layer][follows], rate[layer], smoothing))
         self._experts = E
@@ -43,7 +47,7 @@ class LinkCounts:
         self._rows: np.ndarray | None = None
         self._calibration = RankCalibration(L, E, K)
         self._last: dict[int, np.ndarray] = {}
-        self._path: tuple[int, np.ndarray] | None = None
+        self._path: dict[int, np.ndarray] = {}
 
     @staticmethod
     def _terms(given: np.ndarray, then: np.ndarray, rate: np.ndarray, smoothing: float) -> np.ndarray:
@@ -54,7 +58,7 @@ class LinkCounts:
 
     def reset(self) -> None:
         self._last.clear()
-        self._path = None
+        self._path.clear()
         self._rows = None
         self._calibration.reset()
 
@@ -68,7 +72,9 @@ class LinkCounts:
         self._calibration.learn(layer, experts)
         known = experts[-1][experts[-1] < self._experts] if len(experts) else np.empty(0, dtype=np.int64)
         self._last[layer] = known
-        self._path = (layer, known)
+        if layer == 0:
+            self._path.clear()
+        self._path[layer] = known
         if layer == len(self._odds) - 1:
             self._rows = None
 
@@ -76,8 +82,13 @@ class LinkCounts:
         if layer >= len(self._odds):
             return None
         scores = self._odds[layer].copy()
-        if self._path is not None and self._path[0] + 1 == layer:
-            scores += self._from_path[layer][self._path[1]].sum(0)
+        links = [
+            table[self._path[layer - 1 - i]].sum(0)
+            for i, table in enumerate(self._from_path[layer])
+            if layer - 1 - i in self._path
+        ]
+        if links and layer - 1 in self._path:
+            scores += sum(links) / len(links)
         if layer in self._last:
             scores += self._from_last[layer][self._last[layer]].sum(0)
         if self._tokens is not None and self._rows is not None and len(self._rows):
