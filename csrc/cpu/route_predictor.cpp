@@ -6,9 +6,11 @@
 
 #include "common/error.h"
 
-// The loops are plain, so that the compiler makes vectors of them; this asks it for several instruction sets.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define MOE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// The loops are plain, so that the compiler makes vectors of them; this asks it for several instruction sets. The
+// choice is made by the loader, before a sanitizer is ready for it.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define MOE_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #else
 #define MOE_CLONES
 #endif
