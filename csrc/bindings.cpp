@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bind_route_predictor.h"
 #include "common/cpu_features.h"
 #include "common/error.h"
 #include "common/thread_pool.h"
@@ -224,6 +225,7 @@ PYBIND11_MODULE(_C, m) {
   bind_lora(m);
   bind_experts(m);
   bind_rates(m);
+  bind_route_predictor(m);
   m.def("isa", [] { return std::string(moe::kernels().name); }, "Name of the instruction set that the kernels use.");
   m.def("usable_isas", &moe::usable_isas, "What MOE_KERNELS_ISA may be here, the best first.");
   m.def("pool_workers", &moe::pool_workers, "Worker threads started in this process.");

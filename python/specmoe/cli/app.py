@@ -10,6 +10,8 @@ import typer
 from .demo import demo
 from .errors import reports_errors
 from .generate import generate
+from .predict import predict
+from .trace import trace
 from .train import train
 
 app = typer.Typer(
@@ -21,6 +23,8 @@ app = typer.Typer(
 )
 for _command in (train, generate, demo):
     app.command()(reports_errors(_command))
+app.add_typer(trace)
+app.add_typer(predict)
 
 
 def main() -> None:

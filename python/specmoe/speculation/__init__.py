@@ -7,23 +7,28 @@ from __future__ import annotations
 
 from .calibration import RankCalibration
 from .cost_gate import CostGate
-from .counting import LinkCounts, PreviousToken, StaticFrequency
+from .counting import LinkCounts, MovingAverage, PreviousToken, StaticFrequency, TokenTable
 from .next_gate import NextGate
 from .oracle import Oracle
-from .predictor import Observation, Predictor
-from .traces import RouteTrace, load_routes, save_routes
+from .predictor import Observation, Predictor, RanksExperts, SeesTokens
+from .traces import RouteTrace, load_routes, record_trace, save_routes
 
 __all__ = [
     "CostGate",
     "LinkCounts",
+    "MovingAverage",
     "NextGate",
     "Observation",
     "Oracle",
     "Predictor",
     "PreviousToken",
     "RankCalibration",
+    "RanksExperts",
     "RouteTrace",
+    "SeesTokens",
     "StaticFrequency",
+    "TokenTable",
     "load_routes",
+    "record_trace",
     "save_routes",
 ]

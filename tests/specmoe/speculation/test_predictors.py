@@ -6,14 +6,18 @@ import torch
 
 from specmoe.speculation import (
     LinkCounts,
+    MovingAverage,
     NextGate,
     Observation,
     Oracle,
     Predictor,
     PreviousToken,
     RankCalibration,
+    RanksExperts,
     RouteTrace,
+    SeesTokens,
     StaticFrequency,
+    TokenTable,
 )
 from specmoe.speculation.counting import membership, used_by_any
 
@@ -169,9 +173,84 @@ class TestLinkCounts:
         assert top(predictor.predict(0)) == {3, 1}
         assert predictor.predict(1) is None
 
+    def test_looks_further_back_where_asked(self) -> None:
+        """Layer 2 repeats layer 0; layer 1 is chance."""
+        rng = np.random.default_rng(0)
+        draws = np.stack([np.stack([rng.permutation(E)[:K] for _ in range(2)]) for _ in range(400)])
+        trace = RouteTrace(np.stack([draws[:, 0], draws[:, 1], draws[:, 0]], 1), np.array([0, 400]), E)
+        right = {}
+        for path in (1, 2):
+            predictor = LinkCounts(trace, path=path)
+            right[path] = 0
+            for token in trace.experts[:100]:
+                for layer in range(3):
+                    right[path] += len(top(predictor.predict(layer)) & set(token[layer].tolist())) * (layer == 2)
+                    predictor.observe(Observation(layer, token[layer][None]))
+        assert right[2] > 190 and right[1] < 120
+        with pytest.raises(ValueError, match="path: expected at least 1"):
+            LinkCounts(trace, path=0)
+
     def test_refuses_an_empty_trace(self) -> None:
         with pytest.raises(ValueError, match="at least one token"):
             LinkCounts(RouteTrace(np.zeros((0, L, K), int), np.array([0]), E))
+
+    def test_adds_the_token_where_it_is_told(self) -> None:
+        trace = token_trace()
+        predictor = LinkCounts(trace)
+        assert isinstance(predictor, SeesTokens)
+        for token in (3, 1, 2):
+            predictor.begin(np.array([token]))
+            assert top(predictor.predict(0)) == {token, token + 1}
+            predictor.observe(Observation(0, np.array([[token, token + 1]])))
+
+
+def token_trace() -> RouteTrace:
+    """Tokens 0 to 4, each with experts of its own; the order is random."""
+    tokens = np.random.default_rng(0).integers(0, 5, 200)
+    experts = np.stack([tokens, tokens + 1], axis=1)[:, None]
+    return RouteTrace(experts, np.array([0, 120, 200]), E, tokens=tokens)
+
+
+class TestTokenTable:
+    def test_gives_what_the_token_used(self) -> None:
+        predictor = TokenTable(token_trace())
+        assert isinstance(predictor, SeesTokens) and predictor.predict(0) is None
+        predictor.begin(np.array([2]))
+        chances = predictor.predict(0)
+        assert top(chances) == {2, 3} and chances is not None and chances[2] > 0.9
+        predictor.begin(np.array([2, 4]))
+        assert top(predictor.predict(0), 4) == {2, 3, 4, 5}
+        predictor.observe(Observation(0, np.array([[2, 3], [4, 5]])))
+        assert predictor.predict(0) is None
+
+    def test_an_unknown_token_is_average(self) -> None:
+        predictor = TokenTable(token_trace())
+        predictor.begin(np.array([77]))
+        chances = predictor.predict(0)
+        assert chances is not None and chances.sum() == pytest.approx(2.0)
+        assert predictor.predict(1) is None
+
+    def test_refuses_a_trace_without_tokens(self) -> None:
+        with pytest.raises(ValueError, match="expected token ids"):
+            TokenTable(linked_trace(1, 3, 0))
+
+
+class TestMovingAverage:
+    def test_follows_the_last_uses(self) -> None:
+        predictor = MovingAverage(1, E, K, decay=0.5)
+        assert isinstance(predictor, RanksExperts)
+        assert predictor.predict(0) is None and predictor.keep(0) is None
+        for experts in ([0, 1], [0, 2], [0, 2], [3, 2]):
+            predictor.observe(Observation(0, np.array([experts])))
+        kept = predictor.keep(0)
+        assert kept is not None and np.argsort(-kept)[:4].tolist() == [2, 3, 0, 1]
+        assert top(predictor.predict(0)) == {2, 3}
+        predictor.reset()
+        assert predictor.keep(0) is not None
+
+    def test_refuses_a_decay_that_is_none(self) -> None:
+        with pytest.raises(ValueError, match="decay: expected"):
+            MovingAverage(1, E, K, decay=1.0)
 
 
 class TestOracle:
@@ -194,6 +273,8 @@ def test_all_keep_the_interface() -> None:
         NextGate({0: lambda r: r}, E, K),
         PreviousToken(L, E, K),
         StaticFrequency(np.ones((L, E)) / E),
+        StaticFrequency.count(trace),
+        MovingAverage(L, E, K),
         LinkCounts(trace),
         Oracle([[layer[None] for layer in token] for token in trace.experts], E),
     ]
