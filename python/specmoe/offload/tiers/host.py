@@ -257,6 +257,7 @@ class HostTier:
             failure: StoreError | None = None
             retries = 0
             try:
+                self.store.file.in_background(not request.demand)
                 retries = self.store.read_into(request.key, self.pool.slot(slot))
             except StoreError as error:
                 failure = error
