@@ -10,6 +10,7 @@ import typer
 from .demo import demo
 from .errors import reports_errors
 from .generate import generate
+from .store import store
 from .train import train
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 for _command in (train, generate, demo):
     app.command()(reports_errors(_command))
+app.add_typer(store, name="store")
 
 
 def main() -> None:
