@@ -67,13 +67,12 @@ class ExpertSource:
             raise ValueError(f"quantize: expected one of {sorted(QUANTIZERS)}, got {quantize!r}")
         self.checkpoint = checkpoint
         self.quantize = quantize
-        last = checkpoint.config.get("num_hidden_layers")
         found: dict[str, set[str]] = {}
         for name in checkpoint.entries:
             match = _EXPERT.fullmatch(name) or _STACK.fullmatch(name)
             if match is not None:
                 found.setdefault(match["group"], set()).add(name)
-        kept = [name for name in found if not _beyond(name, last)]
+        kept = [name for name in found if not self.beyond(name)]
         if not kept:
             kind = checkpoint.config.get("model_type")
             raise CheckpointError(
@@ -169,6 +168,11 @@ class ExpertSource:
 
         return read
 
+    def beyond(self, name: str) -> bool:
+        """Whether a tensor is of a layer that the model does not load, such as those that predict further tokens."""
+        layers, match = self.checkpoint.config.get("num_hidden_layers"), re.search(r"\blayers\.(\d+)\.", name)
+        return match is not None and isinstance(layers, int) and int(match[1]) >= layers
+
     @property
     def dtype(self) -> torch.dtype:
         """What numbers of few bits are turned into: the configuration's dtype, bfloat16 where it has none."""
@@ -195,9 +199,3 @@ class ExpertSource:
 def _natural(name: str) -> list[str | int]:
     """Sort by numbers, and an encoder, which runs first, before its decoder."""
     return ["decoder." in name, *(int(part) if part.isdigit() else part for part in _NUMBER.split(name))]
-
-
-def _beyond(name: str, layers: object) -> bool:
-    """Whether a group belongs to a layer that the model does not load, such as those that predict further tokens."""
-    match = re.search(r"\blayers\.(\d+)\.", name)
-    return match is not None and isinstance(layers, int) and int(match[1]) >= layers

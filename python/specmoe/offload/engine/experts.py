@@ -5,7 +5,6 @@ Letters: T tokens, E experts, K experts per token, H hidden, S slots.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,37 +12,34 @@ import torch
 from torch import Tensor, nn
 
 from ..tiers import HostTier
+from .adapters import MoEBlock
 from .grouping import plan_groups
 from .pipeline import ExpertPipeline
+from .runners import Run, chosen_experts, runner
 
 
 class OffloadedExperts(nn.Module):
     """Calls the original experts module on slots in place of experts: same code, same bits.
 
     Args:
+        block: whose experts they are.
         original: the block's experts module; its parameters' memory is given up by whoever offloads.
-        layer: the block's position among the MoE blocks.
-        num_experts: E.
         tier: where the slots are.
     """
 
     original: nn.Module
-    _on_slots: nn.Module
+    _run_on_slots: Run
 
-    def __init__(self, original: nn.Module, layer: int, num_experts: int, tier: HostTier) -> None:
+    def __init__(self, block: MoEBlock, original: nn.Module, tier: HostTier) -> None:
         super().__init__()
-        self.layer = layer
-        self.num_experts = num_experts
+        self.layer = block.layer
+        self.num_experts = block.num_experts
+        self.kind = block.kind
         self.tier = tier
         self.pipeline: ExpertPipeline | None = None
-        on_slots = copy.copy(original)
-        # A module of its own, with the same code and options, whose weights are the slots of all layers.
-        on_slots._parameters = dict(original._parameters)
-        for name, slots in tier.pool.tensors.items():
-            on_slots._parameters[name] = nn.Parameter(slots, requires_grad=False)
         # Neither is a submodule: their weights are not this model's to save, move or train.
         self.__dict__["original"] = original
-        self.__dict__["_on_slots"] = on_slots
+        self.__dict__["_run_on_slots"] = runner(block.kind, original, tier.pool, tier.store.layout.quantization)
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Return (T, H) for x (T, H), indices (T, K) and weights (T, K), as the original would.
@@ -60,7 +56,7 @@ class OffloadedExperts(nn.Module):
             return self._run(self.pipeline, x, indices, weights)
 
     def _run(self, pipeline: ExpertPipeline, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        experts = indices.numpy()
+        experts = chosen_experts(self.kind, indices, self.num_experts)
         groups = plan_groups(
             experts,
             self.num_experts,
@@ -86,7 +82,7 @@ class OffloadedExperts(nn.Module):
         slot_of = np.full(self.num_experts + 1, self.tier.slots, dtype=np.int32)
         slot_of[wanted] = slots
         remapped = slot_of[np.minimum(experts, self.num_experts)]
-        return self._on_slots(x, torch.from_numpy(remapped), weights)
+        return self._run_on_slots(x, torch.from_numpy(remapped), weights)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(

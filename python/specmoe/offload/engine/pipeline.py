@@ -53,6 +53,9 @@ class ExpertPipeline:
         self._ready_at: float | None = None
         self._loads, self._read_seconds = 0, 0.0
         self._guessed: tuple[int, list[tuple[int, float]]] = (-1, [])
+        # A decoder's last layer is followed by its first one, not by the encoder's.
+        self._follows: dict[int, int] = {}
+        self._last = -1
 
     def acquire(self, layer: int, wanted: Sequence[int], experts: np.ndarray | None, last: bool = True) -> list[int]:
         """Get a layer's experts into slots and start guesses for the next layer.
@@ -100,6 +103,9 @@ class ExpertPipeline:
         if stats.loads > self._loads:
             self.gate.record_load((stats.read_seconds - self._read_seconds) / (stats.loads - self._loads))
         self._loads, self._read_seconds = stats.loads, stats.read_seconds
+        if self._last >= 0:
+            self._follows[self._last] = layer
+        self._last = layer
         layer_guessed, candidates = self._guessed
         if layer_guessed == layer and candidates:
             used = set(experts.reshape(-1).tolist())
@@ -110,7 +116,7 @@ class ExpertPipeline:
         if not self.gate.worth_predicting():
             stats.predict_seconds += time.perf_counter() - begin
             return
-        target = (layer + 1) % self.layers
+        target = self._follows.get(layer, (layer + 1) % self.layers)
         chances = predictor.predict(target)
         if chances is not None:
             candidates = self._candidates(target, chances)

@@ -259,6 +259,7 @@ class HostTier:
             try:
                 self.store.file.in_background(not request.demand)
                 retries = self.store.read_into(request.key, self.pool.slot(slot))
+                self.pool.settle(slot)
             except StoreError as error:
                 failure = error
             except Exception as error:
@@ -282,7 +283,7 @@ class HostTier:
         slot = self._free.pop()
         self._entries[request.key] = _Entry(slot, guess=not request.demand)
         stats = self.stats
-        stats.peak_bytes = max(stats.peak_bytes, (self.pool.count - len(self._free)) * self.pool.blob_bytes)
+        stats.peak_bytes = max(stats.peak_bytes, (self.pool.count - len(self._free)) * self.pool.slot_bytes)
         if not request.demand:
             self._guesses.add(request.key)
             stats.speculative_loads += 1

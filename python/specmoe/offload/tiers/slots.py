@@ -17,6 +17,8 @@ class SlotPool:
 
     A read fills a slot directly, and `tensors` are views over all slots, with slots in place of experts: (S, ...) with
     the strides of whole blobs along the first dimension. So an op takes them as its weights, and no expert is copied.
+    Vectors (biases, scales) are the exception: ops take them without gaps, so `settle` copies those of a slot, after it
+    was read, to where the slots' vectors lie side by side.
 
     Args:
         layout: the store's.
@@ -31,17 +33,34 @@ class SlotPool:
         self._buffer = aligned_buffer(count * layout.blob_bytes)
         self._bytes = memoryview(self._buffer)
         raw = torch.frombuffer(self._buffer, dtype=torch.uint8)
+        self.slot_bytes = slot_bytes(layout)
         self.tensors: dict[str, Tensor] = {}
+        self._vectors: list[tuple[Tensor, Tensor]] = []
         for spec in layout.tensors:
             dtype = DTYPES[spec.dtype]
             inner = torch.empty(spec.shape, dtype=dtype, device="meta").stride()
             size, stride = (count, *spec.shape), (layout.blob_bytes // dtype.itemsize, *inner)
-            self.tensors[spec.name] = raw.view(dtype).as_strided(size, stride, spec.offset // dtype.itemsize)
+            lying = raw.view(dtype).as_strided(size, stride, spec.offset // dtype.itemsize)
+            if len(spec.shape) == 1:
+                self.tensors[spec.name] = torch.empty(size, dtype=dtype)
+                self._vectors.append((self.tensors[spec.name], lying))
+            else:
+                self.tensors[spec.name] = lying
 
     @property
     def nbytes(self) -> int:
-        return self.count * self.blob_bytes
+        return self.count * self.slot_bytes
+
+    def settle(self, index: int) -> None:
+        """Copy a slot's vectors to their place; called after the slot was filled."""
+        for side_by_side, lying in self._vectors:
+            side_by_side[index] = lying[index]
 
     def slot(self, index: int) -> memoryview:
         """Return the bytes of one slot."""
         return self._bytes[index * self.blob_bytes : (index + 1) * self.blob_bytes]
+
+
+def slot_bytes(layout: StoreLayout) -> int:
+    """Return the memory that one slot takes: the blob, and its vectors once more."""
+    return layout.blob_bytes + sum(spec.nbytes for spec in layout.tensors if len(spec.shape) == 1)
