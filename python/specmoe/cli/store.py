@@ -39,7 +39,7 @@ def build(
         discard_partial(out)
     written = (0, 0)
     try:
-        with _bar("writing experts") as step:
+        with progress_bar("writing experts") as step:
 
             def progress(done: int, total: int) -> None:
                 nonlocal written
@@ -64,7 +64,7 @@ def verify(path: StorePath) -> None:
     from ..offload.budget import format_bytes
     from ..offload.store import ExpertStore
 
-    with ExpertStore.open(path) as opened, _bar("checking experts") as step:
+    with ExpertStore.open(path) as opened, progress_bar("checking experts") as step:
         opened.verify(step)
         layout = opened.layout
     typer.echo(f"{path}: {len(layout.blobs)} experts are as they were written ({format_bytes(layout.payload_bytes)})")
@@ -90,7 +90,7 @@ for _command in (build, verify, info):
 
 
 @contextmanager
-def _bar(doing: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(doing: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal's standard error; yield what takes (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -16,7 +16,7 @@ from ..checkpoint import Checkpoint, build_checkpoint_store
 from ..locations import cache_dir
 from ..stats import TransferStats
 from ..store import ExpertKey, ExpertStore, StoreError, build_store
-from ..tiers import EvictionPolicy, HostTier
+from ..tiers import POLICIES, EvictionPolicy, HostTier
 from ..tiers.host import DEFAULT_LANES
 from ..tiers.slots import slot_bytes
 from .adapters import MoEBlock, expert_weights, free_weights, moe_blocks, put_weights
@@ -86,6 +86,7 @@ class Offload:
         gated: bool = True,
         keep: bool = True,
         ahead: int | None = None,
+        policy: EvictionPolicy | str | None = None,
     ) -> None:
         """Empty the cache and start over with another way to fill it.
 
@@ -94,9 +95,10 @@ class Offload:
             gated: whether guesses are priced before they are loaded.
             keep: with False nothing is cached.
             ahead: how many experts of the next layer are guessed at most; None leaves it to the probabilities.
+            policy: order of eviction: one of `tiers.POLICIES` by name, an object, or None for the one there is.
         """
         chosen = self._predictor(predictor)
-        self.tier.reset(keep=keep)
+        self.tier.reset(keep=keep, policy=eviction_policy(policy))
         self.pipeline = ExpertPipeline(
             self.tier, len(self.blocks), predictor=chosen, gate=CostGate(enabled=gated), ahead=ahead
         )
@@ -164,7 +166,7 @@ def offload(
     memory: str | int,
     predictor: Predictor | str | None = "next_gate",
     gated: bool = True,
-    policy: EvictionPolicy | None = None,
+    policy: EvictionPolicy | str = "guided",
     lanes: int = DEFAULT_LANES,
     check: bool = True,
     quantize: str | None = None,
@@ -180,7 +182,7 @@ def offload(
         memory: budget for experts in memory: bytes, "6GiB", or "75%" of this machine's memory.
         predictor: what guesses the next layer's experts: "next_gate", "previous_token", a Predictor, or None.
         gated: whether guesses are priced before they are loaded.
-        policy: order of eviction; least recently used by default.
+        policy: order of eviction: "guided", "lfu-decay", "lfu", "lru", or an object.
         lanes: experts that are read at once.
         check: compare the model's weights (a checkpoint's fingerprint) with the store's first.
         quantize: "nf4" or "int8", for a store that is written from a checkpoint.
@@ -204,7 +206,7 @@ def offload(
         if check and not is_hollow(loaded):
             require_same_weights(opened, blocks)
         require_all_experts(opened, blocks)
-        tier = HostTier(opened, slots, policy=policy, lanes=lanes)
+        tier = HostTier(opened, slots, policy=eviction_policy(policy), lanes=lanes)
     except BaseException:
         if owns_store:
             opened.close()
@@ -219,6 +221,19 @@ def offload(
             engine.restore()
         raise
     return engine
+
+
+def eviction_policy(policy: EvictionPolicy | str | None) -> EvictionPolicy | None:
+    """Return a policy by name; others as they are.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if not isinstance(policy, str):
+        return policy
+    if policy not in POLICIES:
+        raise ValueError(f"offload: policy: expected one of {sorted(POLICIES)}, got {policy!r}")
+    return POLICIES[policy]()
 
 
 def _model_store(model: nn.Module, store: ExpertStore | str | Path | None) -> tuple[ExpertStore, bool]:

@@ -50,6 +50,7 @@ class ExpertPipeline:
         self.gate = CostGate() if gate is None else gate
         self.ahead = ahead
         self.residual: Tensor | None = None
+        self.num_experts = 1 + max(key.expert for key in tier.store.layout.keys)
         self._ready_at: float | None = None
         self._loads, self._read_seconds = 0, 0.0
         self._guessed: tuple[int, list[tuple[int, float]]] = (-1, [])
@@ -73,6 +74,8 @@ class ExpertPipeline:
         now = time.perf_counter()
         if self._ready_at is not None and experts is not None:
             self.gate.record_compute(now - self._ready_at)
+        if experts is not None:
+            self.tier.routed(layer, experts, self.num_experts)
         self.gate.record_demand(self.tier.demand(keys) > 0)
         try:
             if last:
@@ -113,6 +116,10 @@ class ExpertPipeline:
             self._guessed = (-1, [])
         predictor.observe(Observation(layer, experts, self.residual))
         self.residual = None  # It was this layer's alone.
+        if self.tier.guided:
+            again = predictor.predict(layer)
+            if again is not None:
+                self.tier.expect(layer, again)
         if not self.gate.worth_predicting():
             stats.predict_seconds += time.perf_counter() - begin
             return

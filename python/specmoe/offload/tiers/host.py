@@ -102,6 +102,21 @@ class HostTier:
         with self._lock:
             return np.fromiter((ExpertKey(layer, e) in self._entries for e in range(num_experts)), bool, num_experts)
 
+    @property
+    def guided(self) -> bool:
+        """Whether the policy makes use of `expect`."""
+        return getattr(self._policy, "guided", False)
+
+    def routed(self, layer: int, experts: np.ndarray, num_experts: int) -> None:
+        """Tell the policy which experts (T, K) a layer uses now, before they are demanded."""
+        with self._lock:
+            self._policy.routed(layer, experts, num_experts)
+
+    def expect(self, layer: int, chances: np.ndarray) -> None:
+        """Tell the policy how likely each expert (E,) of a layer that was routed is to be used there next."""
+        with self._lock:
+            self._policy.expect(layer, chances)
+
     def demand(self, keys: Sequence[ExpertKey]) -> int:
         """Ask for experts, and hold them until `release`; distinct keys, at most as many as there are slots.
 
@@ -198,7 +213,7 @@ class HostTier:
                 else:
                     self._entries[key].stale = True
 
-    def reset(self, *, keep: bool | None = None) -> None:
+    def reset(self, *, keep: bool | None = None, policy: EvictionPolicy | None = None) -> None:
         """Empty the cache and zero the counts; whatever is being read is waited for."""
         with self._lock:
             if self._pins:
@@ -209,6 +224,7 @@ class HostTier:
             for key in list(self._entries):
                 self._evict(key)
             self.keep = self.keep if keep is None else keep
+            self._policy = self._policy if policy is None else policy
             self._failed.clear()
             self.stats = TransferStats()
 
