@@ -10,6 +10,7 @@ import typer
 from .demo import demo
 from .errors import reports_errors
 from .generate import generate
+from .offload import doctor, offload
 from .store import store
 from .train import train
 
@@ -20,9 +21,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, generate, demo):
+for _command in (train, generate, demo, doctor):
     app.command()(reports_errors(_command))
 app.add_typer(store, name="store")
+app.add_typer(offload, name="offload")
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ The prediction is made while the demanded experts are on their way, and its load
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -16,9 +15,6 @@ from specmoe.speculation import CostGate, Observation, Predictor
 
 from ..store import ExpertKey
 from ..tiers import HostTier
-
-# A guess below this probability is not queued: calibration by rank does not resolve less.
-LEAST_PROBABILITY = 0.01
 
 
 class ExpertPipeline:
@@ -134,7 +130,4 @@ class ExpertPipeline:
         self.gate.record_predict(seconds)
 
     def _candidates(self, layer: int, chances: np.ndarray) -> list[tuple[int, float]]:
-        count = self.ahead if self.ahead is not None else math.ceil(float(chances.sum()) - 1e-6)
-        order = np.argsort(-chances, kind="stable")[:count].tolist()
-        keys = [ExpertKey(layer, e) for e in order if chances[e] >= LEAST_PROBABILITY]
-        return [(key.expert, float(chances[key.expert])) for key in self.tier.absent(keys)]
+        return self.tier.candidates(layer, chances, self.ahead)

@@ -120,6 +120,13 @@ class Valued:
             rest[lowest] = False
             layers, experts, values = layers[rest], experts[rest], values[rest]
 
+    def lowest(self, count: int) -> np.ndarray:
+        """Return the values of those that would go first, ascending; at most `count`."""
+        values = np.where(self._demoted, 0.0, self._values)[self._resident]
+        if len(values) > count:
+            values = np.partition(values, count)[:count]
+        return np.sort(values)
+
     def _fit(self, layer: int, expert: int) -> None:
         L, E = self._values.shape
         if layer < L and expert < E:

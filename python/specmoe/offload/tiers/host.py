@@ -11,6 +11,7 @@ import numpy as np
 
 from ..stats import TransferStats
 from ..store import ExpertKey, ExpertStore, StoreError
+from .candidates import worth_a_slot
 from .eviction import LRU, EvictionPolicy
 from .queue import Request, TransferQueue
 from .slots import SlotPool
@@ -116,6 +117,18 @@ class HostTier:
         """Tell the policy how likely each expert (E,) of a layer that was routed is to be used there next."""
         with self._lock:
             self._policy.expect(layer, chances)
+
+    def candidates(self, layer: int, chances: np.ndarray, ahead: int | None = None) -> list[tuple[int, float]]:
+        """Return the experts of a layer that are worth a slot, with their chances (see `worth_a_slot`)."""
+        with self._lock:
+            return worth_a_slot(
+                layer,
+                chances,
+                lambda keys: [key for key in keys if key not in self._entries],
+                len(self._free),
+                self._policy,
+                ahead,
+            )
 
     def demand(self, keys: Sequence[ExpertKey]) -> int:
         """Ask for experts, and hold them until `release`; distinct keys, at most as many as there are slots.
