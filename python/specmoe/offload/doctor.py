@@ -14,7 +14,7 @@ import torch
 
 from moe_kernels import fused_experts
 
-from .budget import format_bytes
+from .budget import format_bytes, free_memory
 from .checkpoint import Checkpoint, ExpertSource
 from .store import ExpertKey, aligned_buffer
 
@@ -126,8 +126,6 @@ def diagnose(model: str | Path, folder: str | Path) -> Diagnosis:
     load, cached = _loads(Path(folder), nbytes)
     config = checkpoint.config
     top_k = int(config.get("num_experts_per_tok") or config.get("moe_topk") or 1)
-    from .bench.replay import free_memory
-
     return Diagnosis(
         nbytes,
         len(source.keys),

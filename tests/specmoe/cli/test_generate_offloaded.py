@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 
 from ..offload.tiny_checkpoints import VOCABULARY, write_checkpoint
 
-
 WORDS = {f"w{i}" for i in range(VOCABULARY)}
 
 
@@ -38,7 +37,11 @@ def test_text_and_status(specmoe: Any, kind: str, tmp_path: Path, cache: Path) -
     options = ("--prompt", "w5 w6 w7", "--max-new-tokens", 6, "--temperature", 0)
     first = specmoe("generate", "--model", model, "--memory", "500KiB", *options)
     assert first.code == 0, first.err
-    assert first.out.startswith("w5 w6 w7") and all(word in WORDS for word in first.out.split()) and len(first.out.split()) >= 4
+    assert (
+        first.out.startswith("w5 w6 w7")
+        and all(word in WORDS for word in first.out.split())
+        and len(first.out.split()) >= 4
+    )
     assert "writing" in first.err and "of experts in memory" in first.err and "tokens/s" in first.err
     assert len(list((cache / "stores").iterdir())) == 1
     again = specmoe("generate", model, "--memory", "5MiB", *options)

@@ -19,7 +19,7 @@ from torch import Tensor
 from moe_kernels import fused_experts
 from specmoe.speculation import CostGate, LinkCounts, Oracle, Predictor, PreviousToken, RouteTrace
 
-from ..budget import format_bytes
+from ..budget import format_bytes, free_memory
 from ..engine import ExpertPipeline
 from ..store import ExpertKey, ExpertStore, StoreError, build_store, drop_cached_pages
 from ..tiers import HostTier
@@ -143,15 +143,6 @@ def arms_that_fit(store: ExpertStore) -> Sequence[Arm]:
     """Return all arms, without the resident one where the experts would not fit into the memory that is free."""
     free = free_memory()
     return [arm for arm in ARMS if not arm.resident or free is None or store.layout.payload_bytes < 0.8 * free]
-
-
-def free_memory() -> int | None:
-    """Return the bytes that can be taken without swapping; None where the system does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    return next(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable:"))
 
 
 def run_replay_arms(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from specmoe.speculation import CostGate, NextGate, Predictor, PreviousToken
 
-from ..budget import format_bytes, parse_bytes
+from ..budget import format_bytes, free_memory, parse_bytes
 from ..checkpoint import Checkpoint, build_checkpoint_store
 from ..locations import cache_dir
 from ..stats import TransferStats
@@ -24,6 +24,8 @@ from .experts import OffloadedExperts
 from .loading import Hollow, is_hollow, load_without_experts
 from .pipeline import ExpertPipeline
 
+# Share of the free memory that the slots and the whole store may take for reads to go through the page cache.
+PAGE_CACHE_SHARE = 0.7
 PREDICTORS = ("next_gate", "previous_token")
 
 
@@ -170,6 +172,7 @@ def offload(
     lanes: int = DEFAULT_LANES,
     check: bool = True,
     quantize: str | None = None,
+    direct: bool | None = None,
 ) -> Offload:
     """Serve a model's experts from a store within a budget; its outputs keep their bits.
 
@@ -186,6 +189,8 @@ def offload(
         lanes: experts that are read at once.
         check: compare the model's weights (a checkpoint's fingerprint) with the store's first.
         quantize: "nf4" or "int8", for a store that is written from a checkpoint.
+        direct: read past the page cache. None does so unless the memory that is free holds the whole store beside the
+            slots: then what was read once is served from there. An open store is read as it was opened.
 
     Raises:
         ValueError: the budget holds fewer experts than one token needs, or the model is of no known kind.
@@ -193,12 +198,12 @@ def offload(
     """
     budget = parse_bytes(memory)
     if isinstance(model, str | Path):
-        opened, owns_store = _checkpoint_store(model, store, quantize, check)
+        opened, owns_store = _checkpoint_store(model, store, quantize, check, budget, direct)
     else:
         if quantize is not None:
             raise ValueError("offload: quantize: expected a checkpoint's directory as model, got a model")
         require_on_cpu(model)
-        opened, owns_store = _model_store(model, store)
+        opened, owns_store = _model_store(model, store, budget, direct)
     try:
         loaded = load_without_experts(model) if isinstance(model, str | Path) else model
         blocks = moe_blocks(loaded)
@@ -236,23 +241,40 @@ def eviction_policy(policy: EvictionPolicy | str | None) -> EvictionPolicy | Non
     return POLICIES[policy]()
 
 
-def _model_store(model: nn.Module, store: ExpertStore | str | Path | None) -> tuple[ExpertStore, bool]:
+def _open(path: Path, budget: int, direct: bool | None) -> ExpertStore:
+    if direct is None:
+        free = free_memory()
+        direct = free is None or path.stat().st_size + budget > PAGE_CACHE_SHARE * free
+    return ExpertStore.open(path, direct=direct)
+
+
+def _model_store(
+    model: nn.Module, store: ExpertStore | str | Path | None, budget: int, direct: bool | None
+) -> tuple[ExpertStore, bool]:
     """Return a model's store, and whether this module opened it."""
     if isinstance(store, ExpertStore):
         return store, False
     if store is not None:
-        return (ExpertStore.open(store) if Path(store).exists() else build_model_store(model, store)), True
+        if not Path(store).exists():
+            build_model_store(model, store).close()
+        return _open(Path(store), budget, direct), True
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"offload-{os.getpid()}-{os.urandom(4).hex()}.store"
-    opened = build_model_store(model, path)
+    build_model_store(model, path).close()
+    opened = _open(path, budget, direct)
     # It is read through the open file, and gone when that is closed, however the process ends.
     path.unlink()
     return opened, True
 
 
 def _checkpoint_store(
-    folder: str | Path, store: ExpertStore | str | Path | None, quantize: str | None, check: bool
+    folder: str | Path,
+    store: ExpertStore | str | Path | None,
+    quantize: str | None,
+    check: bool,
+    budget: int,
+    direct: bool | None,
 ) -> tuple[ExpertStore, bool]:
     """Return a checkpoint's store, written if there is none, and whether this module opened it."""
     if isinstance(store, ExpertStore):
@@ -260,8 +282,9 @@ def _checkpoint_store(
     else:
         path = default_store(folder, quantize) if store is None else Path(store)
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        opened = ExpertStore.open(path) if path.exists() else build_checkpoint_store(folder, path, quantize=quantize)
-        owned = True
+        if not path.exists():
+            build_checkpoint_store(folder, path, quantize=quantize).close()
+        opened, owned = _open(path, budget, direct), True
     try:
         if quantize is not None and opened.layout.quantization != quantize:
             raise StoreError(
