@@ -140,7 +140,7 @@ def emulate(
             if next_use is not None:
                 next_use(token * L + layer)
             policy.routed(layer, wanted[None], num_experts)
-            keys = [ExpertKey(layer, int(e)) for e in wanted]
+            keys = [ExpertKey(layer, e) for e in dict.fromkeys(wanted.tolist())]
             run.demand(keys)
             run.retire(layer)
             if chances is not None:
