@@ -16,7 +16,7 @@ from ..checkpoint import Checkpoint, build_checkpoint_store
 from ..locations import cache_dir
 from ..stats import TransferStats
 from ..store import ExpertKey, ExpertStore, StoreError, build_store
-from ..tiers import POLICIES, EvictionPolicy, HostTier
+from ..tiers import POLICIES, DeviceTier, EvictionPolicy, HostTier
 from ..tiers.host import DEFAULT_LANES
 from ..tiers.slots import slot_bytes
 from .adapters import MoEBlock, expert_weights, free_weights, moe_blocks, put_weights
@@ -50,9 +50,16 @@ class Offload:
     """
 
     def __init__(
-        self, model: Any, blocks: list[MoEBlock], store: ExpertStore, tier: HostTier, owns_store: bool
+        self,
+        model: Any,
+        blocks: list[MoEBlock],
+        store: ExpertStore,
+        tier: HostTier,
+        owns_store: bool,
+        device_tier: DeviceTier | None = None,
     ) -> None:
         self.model = model
+        self.device_tier = device_tier
         self.blocks = blocks
         self.store = store
         self.tier = tier
@@ -67,7 +74,7 @@ class Offload:
     def _attach(self, block: MoEBlock) -> None:
         there = block.moe.experts
         original = there.original if isinstance(there, Hollow) else there
-        module = OffloadedExperts(block, original, self.tier)
+        module = OffloadedExperts(block, original, self.tier, self.device_tier)
         module.pipeline = self.pipeline
         module.train(there.training)
         if there is original:
@@ -101,6 +108,8 @@ class Offload:
         """
         chosen = self._predictor(predictor)
         self.tier.reset(keep=keep, policy=eviction_policy(policy))
+        if self.device_tier is not None:
+            self.device_tier.reset()
         self.pipeline = ExpertPipeline(
             self.tier, len(self.blocks), predictor=chosen, gate=CostGate(enabled=gated), ahead=ahead
         )
@@ -151,6 +160,8 @@ class Offload:
         for module in self._modules:
             module.pipeline = None
         self.tier.close()
+        if self.device_tier is not None:
+            self.device_tier.close()
         if self._owns_store:
             self.store.close()
 
@@ -173,6 +184,9 @@ def offload(
     check: bool = True,
     quantize: str | None = None,
     direct: bool | None = None,
+    device: str | None = None,
+    device_memory: str | int | None = None,
+    compute_missed_on_host: bool = False,
 ) -> Offload:
     """Serve a model's experts from a store within a budget; its outputs keep their bits.
 
@@ -191,6 +205,11 @@ def offload(
         quantize: "nf4" or "int8", for a store that is written from a checkpoint.
         direct: read past the page cache. None does so unless the memory that is free holds the whole store beside the
             slots: then what was read once is served from there. An open store is read as it was opened.
+        device: where the model runs, such as "cuda": the rest of it is moved there, and experts are computed in slots
+            there, which are filled from the pinned host slots. None for the CPU, on the host's slots themselves.
+        device_memory: budget for slots on the device; a percentage is of the store's experts.
+        compute_missed_on_host: let an expert that is not on the device be computed where it lies, if by measured cost
+            that is faster than its copy. The result is then the same up to rounding, not to the bit.
 
     Raises:
         ValueError: the budget holds fewer experts than one token needs, or the model is of no known kind.
@@ -211,12 +230,25 @@ def offload(
         if check and not is_hollow(loaded):
             require_same_weights(opened, blocks)
         require_all_experts(opened, blocks)
+        above: DeviceTier | None = None
+        if (device is None) != (device_memory is None):
+            raise ValueError("offload: device_memory: expected together with device, got one of them")
         tier = HostTier(opened, slots, policy=eviction_policy(policy), lanes=lanes)
+        try:
+            if device is not None and device_memory is not None:
+                there = parse_bytes(device_memory, whole=opened.layout.payload_bytes, argument="device_memory")
+                above = DeviceTier(
+                    tier, slots_within(there, opened, blocks[0].top_k), device, on_host=compute_missed_on_host
+                )
+                loaded.to(device) if is_hollow(loaded) else move_without_experts(loaded, blocks, device)
+        except BaseException:
+            tier.close()
+            raise
     except BaseException:
         if owns_store:
             opened.close()
         raise
-    engine = Offload(loaded, blocks, opened, tier, owns_store)
+    engine = Offload(loaded, blocks, opened, tier, owns_store, above)
     try:
         engine.configure(predictor, gated=gated)
     except BaseException:
@@ -226,6 +258,18 @@ def offload(
             engine.restore()
         raise
     return engine
+
+
+def move_without_experts(model: nn.Module, blocks: list[MoEBlock], device: str) -> None:
+    """Move a model to a device, and leave its experts where they are."""
+    experts = [block.moe.experts for block in blocks]
+    for block in blocks:
+        block.moe.experts = nn.Identity()
+    try:
+        model.to(device)
+    finally:
+        for block, original in zip(blocks, experts, strict=True):
+            block.moe.experts = original
 
 
 def eviction_policy(policy: EvictionPolicy | str | None) -> EvictionPolicy | None:

@@ -81,7 +81,7 @@ def _switch(original: Any, pool: SlotPool) -> Run:
         on_slots._modules[f"expert_{slot}"] = part
 
     def run(x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        chosen = torch.zeros(len(indices), 1, pool.count + 1, dtype=torch.int64)
+        chosen = torch.zeros(len(indices), 1, pool.count + 1, dtype=torch.int64, device=indices.device)
         chosen.scatter_(2, indices.long()[..., None], 1)
         return on_slots(x, chosen[..., : pool.count], weights)
 

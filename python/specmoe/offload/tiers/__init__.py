@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .device import DeviceTier
 from .eviction import LFU, LRU, POLICIES, DecayedLFU, EvictionPolicy, Guided
 from .host import HostTier
 from .queue import Request, TransferQueue
@@ -12,6 +13,7 @@ __all__ = [
     "LRU",
     "POLICIES",
     "DecayedLFU",
+    "DeviceTier",
     "EvictionPolicy",
     "Guided",
     "HostTier",
