@@ -57,7 +57,8 @@ class Diagnosis:
     def misses(self, budget: int) -> float:
         """Return how many experts a layer misses for a token, as far as other models' routes tell."""
         share = min(1.0, budget / (self.experts * self.expert_bytes))
-        hits = float(np.interp(share, *zip(*LRU_HITS, strict=True)))
+        held, hit = zip(*LRU_HITS, strict=True)
+        hits = float(np.interp(share, held, hit))
         return self.top_k * (1.0 - hits)
 
     def tokens_per_second(self, budget: int) -> tuple[float, float, float]:

@@ -18,13 +18,15 @@ from .mapped import MappedFile
 from .model import generate
 from .policies import policy_of
 
+OFFLOADED_ARMS = tuple(arm for arm in MODEL_ARMS if not arm.resident)
+
 
 def run_checkpoint_arms(
     engine: Offload,
     prompts: Sequence[Tensor],
     new_tokens: int,
     *,
-    arms: Sequence[Arm] = tuple(arm for arm in MODEL_ARMS if not arm.resident),
+    arms: Sequence[Arm] = OFFLOADED_ARMS,
     resident: Any = None,
     predictor: Callable[[], Predictor] | None = None,
     progress: Callable[[str], None] | None = None,

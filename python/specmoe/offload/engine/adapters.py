@@ -66,10 +66,10 @@ def moe_blocks(model: nn.Module) -> list[MoEBlock]:
     for name, module in model.named_modules():
         moe = getattr(module, "mlp", None)
         norm = next((n for attribute in NORMS if isinstance(n := getattr(module, attribute, None), nn.Module)), None)
-        experts = getattr(moe, "experts", None)
-        if not isinstance(moe, nn.Module) or norm is None or not isinstance(experts, nn.Module):
+        found_experts = getattr(moe, "experts", None)
+        if not isinstance(moe, nn.Module) or norm is None or not isinstance(found_experts, nn.Module):
             continue
-        experts = getattr(experts, "original", experts)
+        experts: nn.Module = getattr(found_experts, "original", found_experts)
         kind = kind_of(experts)
         if kind is not None:
             count, k = _sizes(moe, experts, kind, model)
