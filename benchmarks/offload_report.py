@@ -23,11 +23,14 @@ import torch
 import xxhash
 
 from specmoe.offload import ExpertKey, ExpertStore, format_bytes, parse_bytes
-from specmoe.offload.store import aligned_buffer, build_store, drop_cached_pages
+from specmoe.offload.store import DirectFile, aligned_buffer, build_store, drop_cached_pages
+from specmoe.offload.store.layout import Blob
 
 Read = Callable[[ExpertKey, memoryview], object]
 PASSES = 3
 LANES = (1, 2, 4)
+# All unchecked.
+METHODS = ("io_uring", "threads", "python")
 
 
 def main() -> None:
@@ -70,10 +73,11 @@ def report(path: Path, keys: list[ExpertKey]) -> None:
     mapped = Mapped(path)
     with ExpertStore.open(path) as direct, ExpertStore.open(path, direct=False) as buffered:
         size, blobs = direct.layout.blob_bytes, direct.layout.blobs
+        files = {name: file for name in METHODS if (file := opened_by(path, name)) is not None}
         print(f"{len(keys)} experts of {format_bytes(size)}; opened {direct.file.mode}\n")
         ways: list[tuple[str, Read, Callable[[], object] | None]] = [
             ("direct", direct.read_into, None),
-            ("direct, unchecked", lambda key, target: direct.file.read_into(blobs[key].offset, target), None),
+            *((f"direct, {name}", unchecked(file, blobs), None) for name, file in files.items()),
             ("buffered, cold", buffered.read_into, lambda: drop_cached_pages(path)),
             ("buffered, warm", buffered.read_into, None),
             ("memory map, cold", lambda key, target: mapped.read(blobs[key].offset, target), mapped.forget),
@@ -89,6 +93,19 @@ def report(path: Path, keys: list[ExpertKey]) -> None:
         xxhash.xxh3_64_intdigest(view)
     seconds = (time.perf_counter() - begin) / 20
     print(f"\nchecksum alone: {size / seconds / 1e9:.1f} GB/s, {1e3 * seconds:.2f} ms an expert")
+
+
+def opened_by(path: Path, method: str) -> DirectFile | None:
+    """Open the file with one way to carry reads out; None where it does not work here."""
+    try:
+        return DirectFile(path, method=method)
+    except ValueError:
+        return None
+
+
+def unchecked(file: DirectFile, blobs: dict[ExpertKey, Blob]) -> Read:
+    """Return what reads an expert without checking it."""
+    return lambda key, target: file.read_into(blobs[key].offset, target)
 
 
 def throughput(keys: list[ExpertKey], size: int, read: Read, lanes: int, prepare: Callable[[], object] | None) -> float:

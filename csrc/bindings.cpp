@@ -10,6 +10,7 @@
 #include "cpu/grouped_lora.h"
 #include "cpu/ops.h"
 #include "cpu/rates.h"
+#include "io_bindings.h"
 
 namespace py = pybind11;
 
@@ -226,6 +227,7 @@ PYBIND11_MODULE(_C, m) {
   bind_experts(m);
   bind_rates(m);
   bind_route_predictor(m);
+  bind_io(m);
   m.def("isa", [] { return std::string(moe::kernels().name); }, "Name of the instruction set that the kernels use.");
   m.def("usable_isas", &moe::usable_isas, "What MOE_KERNELS_ISA may be here, the best first.");
   m.def("pool_workers", &moe::pool_workers, "Worker threads started in this process.");

@@ -39,7 +39,7 @@ struct Weight {
   // Where row `row` of (O, H) begins, for a weight that lies so.
   const char* address(int64_t expert, int64_t row) const {
     if (transposed) return nullptr;
-    return quantized ? quantized->data.data + bytes_of(quantized->dtype, (expert * rows() + row) * quantized->columns)
+    return quantized ? quantized->data.row(expert) + bytes_of(quantized->dtype, row * quantized->columns)
                      : view->row(expert) + row * view->strides[1] * item_size(view->dtype);
   }
 

@@ -11,6 +11,11 @@ def rows(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
+def matrices(w: Tensor) -> Tensor:
+    """Return matrices (E, …, …) as they lie if none of them has gaps, whatever lies between them."""
+    return w if w.numel() == 0 or w[0].is_contiguous() else w.contiguous()
+
+
 def rows_or_none(x: Tensor | None) -> Tensor | None:
     return None if x is None else rows(x)
 

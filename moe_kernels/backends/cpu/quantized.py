@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_kernels.backends.cpu.arguments import rows
+from moe_kernels.backends.cpu.arguments import matrices, rows
 from moe_kernels.native import core, view
 
 # The codes of csrc/cpu/isa/kernels.h.
@@ -17,7 +17,7 @@ class NativeWeight:
     """A weight's tensors, kept alive, and the native core's view of them as `handle`."""
 
     def __init__(self, format: str, data: Tensor, scales: list[Tensor]) -> None:
-        self._tensors = tensors = [rows(value) for value in (data, *scales)]
+        self._tensors = tensors = [matrices(data), *(rows(value) for value in scales)]
         columns = data.shape[2] * (2 if format == "nf4" else 1)
         # absmax codes, nested_absmax, nested_code, offset: the scales are quantized themselves.
         nested = len(scales) == 4

@@ -10,7 +10,9 @@ import typer
 from .demo import demo
 from .errors import reports_errors
 from .generate import generate
+from .offload import doctor, offload
 from .predict import predict
+from .store import store
 from .trace import trace
 from .train import train
 
@@ -21,10 +23,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, generate, demo):
+for _command in (train, generate, demo, doctor):
     app.command()(reports_errors(_command))
 app.add_typer(trace)
 app.add_typer(predict)
+app.add_typer(store, name="store")
+app.add_typer(offload, name="offload")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from specmoe.offload.bench import ArmResult, interpret, plot_results, results_table
 from specmoe.offload.budget import format_bytes
@@ -27,6 +28,10 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line."""
         self._out.print(text, markup=False)
+
+    def table(self, table: Table) -> None:
+        """Print a table."""
+        self._out.print(table, soft_wrap=False)
 
     @contextmanager
     def progress(self, steps: int, doing: str) -> Iterator[Callable[[str], None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .budget import format_bytes, parse_bytes
+from .checkpoint import CheckpointError, build_checkpoint_store
 from .engine import Offload, build_model_store, offload, record_routes
 from .stats import TransferStats
 from .store import ExpertKey, ExpertStore, StoreError
@@ -10,6 +11,7 @@ from .tiers import LRU, EvictionPolicy, HostTier
 
 __all__ = [
     "LRU",
+    "CheckpointError",
     "EvictionPolicy",
     "ExpertKey",
     "ExpertStore",
@@ -17,6 +19,7 @@ __all__ = [
     "Offload",
     "StoreError",
     "TransferStats",
+    "build_checkpoint_store",
     "build_model_store",
     "format_bytes",
     "offload",

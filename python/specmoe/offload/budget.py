@@ -64,3 +64,40 @@ def machine_memory() -> int:
     except OSError:
         limit = "max"
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def free_memory() -> int | None:
+    """Return the bytes that can be taken without swapping; None where the system does not tell.
+
+    A control group's limit counts, of either version, less what the group has taken.
+    """
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    free = next(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable:"))
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        for folder in _control_groups():
+            try:
+                most, taken = (int((folder / name).read_text()) for name in (limit, used))
+            except (OSError, ValueError):
+                continue
+            free = min(free, max(0, most - taken))
+    return free
+
+
+def _control_groups() -> list[Path]:
+    """Return the folders that may describe this process's memory limit."""
+    root = Path("/sys/fs/cgroup")
+    folders = [root, root / "memory"]
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            folders.append(root / "memory" / path.lstrip("/"))
+        elif not controllers:
+            folders.append(root / path.lstrip("/"))
+    return folders

@@ -1,6 +1,13 @@
 from __future__ import annotations
 
-from specmoe.offload import LRU, ExpertKey
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from specmoe.offload import LRU, ExpertKey, ExpertStore, HostTier
+from specmoe.offload.tiers import LFU, POLICIES, DecayedLFU, Guided
 
 
 def filled(*experts: int) -> LRU:
@@ -32,3 +39,99 @@ def test_lru_remove_and_insert_again() -> None:
     assert order(policy) == [2, 3]
     policy.insert(ExpertKey(0, 1))
     assert order(policy) == [2, 3, 1]
+
+
+def routed(policy: Any, *tokens: tuple[int, ...], layer: int = 0, experts: int = 8) -> None:
+    for token in tokens:
+        policy.routed(layer, np.array([token]), experts)
+
+
+def hold(policy: Any, *experts: int, layer: int = 0) -> None:
+    for expert in experts:
+        policy.insert(ExpertKey(layer, expert))
+
+
+def test_lfu_counts_beyond_a_stay() -> None:
+    policy = LFU()
+    routed(policy, (1, 2), (1, 3), (1, 2))
+    hold(policy, 1, 2, 3, 4)
+    assert order(policy) == [4, 3, 2, 1]
+    policy.remove(ExpertKey(0, 3))
+    assert order(policy) == [4, 2, 1]
+    routed(policy, (3, 3), (3, 3))
+    policy.insert(ExpertKey(0, 3))
+    assert order(policy) == [4, 2, 1, 3]
+
+
+def test_equals_go_by_last_use() -> None:
+    policy = LFU()
+    hold(policy, 5, 6, 7)
+    policy.touch(ExpertKey(0, 5))
+    assert order(policy) == [6, 7, 5]
+
+
+def test_decay_forgets_what_was_often_used_long_ago() -> None:
+    policy = DecayedLFU(half_life=2)
+    routed(policy, *[(1, 2)] * 8, *[(3, 4)] * 4, (2, 3))
+    hold(policy, 1, 2, 3, 4)
+    assert order(policy) == [1, 2, 4, 3]
+    # A pass of several tokens is as many visits.
+    together = DecayedLFU(half_life=2)
+    together.routed(0, np.array([(1, 2)] * 8 + [(3, 4)] * 4 + [(2, 3)]), 8)
+    assert np.allclose(together._values, policy._values)
+
+
+def test_layers_decay_by_their_own_visits() -> None:
+    policy = DecayedLFU(half_life=1)
+    routed(policy, (1, 1))
+    routed(policy, *[(2, 2)] * 6, layer=3)
+    hold(policy, 1)
+    hold(policy, 1, 2, layer=3)
+    assert list(policy.order()) == [ExpertKey(3, 1), ExpertKey(0, 1), ExpertKey(3, 2)]
+
+
+def test_a_predictor_overrules_the_average() -> None:
+    policy = Guided(weight=0.5)
+    routed(policy, *[(1, 2)] * 3)
+    hold(policy, 1, 2, 3)
+    assert order(policy) == [3, 1, 2]
+    policy.expect(0, np.array([0.0, 0.9, 0.0, 0.5, 0, 0, 0, 0]))
+    assert order(policy) == [2, 3, 1]
+    # What it said holds for one visit.
+    routed(policy, (1, 2))
+    assert order(policy) == [3, 1, 2]
+
+
+@pytest.mark.parametrize("policy", [LFU(), DecayedLFU(), Guided()])
+def test_wrong_guesses_go_first_until_they_are_used(policy: Any) -> None:
+    routed(policy, (1, 2), (1, 2))
+    hold(policy, 0, 1, 2)
+    policy.demote(ExpertKey(0, 2))
+    assert order(policy) == [2, 0, 1]
+    policy.touch(ExpertKey(0, 2))
+    assert order(policy)[0] == 0
+
+
+def test_ids_of_no_expert_are_passed_over() -> None:
+    for policy in (LFU(), DecayedLFU(), Guided()):
+        routed(policy, (8, 1), (8, 8), experts=8)
+        assert policy._values.shape == (1, 8)
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu", "lfu-decay", "guided"])
+def test_every_policy_serves_a_tier(store: ExpertStore, policy: str) -> None:
+    chance = np.random.default_rng(0)
+    with HostTier(store, 5, policy=POLICIES[policy]()) as tier:
+        for step in range(60):
+            layer = step % 3
+            wanted = chance.choice(6, 2, replace=False)
+            tier.routed(layer, wanted[None], 6)
+            tier.expect(layer, chance.random(6))
+            keys = [ExpertKey(layer, int(e)) for e in wanted]
+            tier.demand(keys)
+            slots = tier.wait(keys)
+            for key, slot in zip(keys, slots, strict=True):
+                for name, value in store.read(key).items():
+                    assert torch.equal(tier.pool.tensors[name][slot], value)
+            tier.release(keys)
+        assert tier.stats.hits > 0

@@ -21,6 +21,8 @@ class Arm:
         keep: whether experts are cached between uses.
         resident: everything is in memory; nothing is loaded.
         once: one round tells enough: it takes longest, and varies least.
+        policy: order of eviction, by name; "pinned" holds the most frequent experts and evicts the others by last use.
+        mapped: experts are read through a memory map.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Arm:
     keep: bool = True
     resident: bool = False
     once: bool = False
+    policy: str = "lru"
+    mapped: bool = False
 
 
 RESIDENT = Arm("all resident", resident=True)
@@ -37,6 +41,15 @@ LRU_ARM = Arm("LRU")
 PREDICTED = Arm("predicted", guess="predicted")
 UNGATED = Arm("predicted, ungated", guess="predicted", gated=False)
 ORACLE = Arm("oracle", guess="oracle", gated=False)
+PINNED = Arm("LRU + most frequent pinned", policy="pinned")
+PREVIOUS = Arm("LRU + previous token", guess="previous_token")
+NEXT_GATE = Arm("LRU + next gate", guess="next_gate")
+OURS = Arm("ours", guess="predicted", policy="guided")
+OURS_UNGATED = Arm("ours, ungated", guess="predicted", gated=False, policy="guided")
+MAPPED = Arm("LRU, memory map", mapped=True)
+# What `specmoe offload bench` compares; a replay knows no hidden states, and so no next gate.
+REPLAY_ARMS = (RESIDENT, NO_CACHE, LRU_ARM, PINNED, PREVIOUS, OURS, OURS_UNGATED, ORACLE, MAPPED)
+MODEL_ARMS = (RESIDENT, NO_CACHE, LRU_ARM, PREVIOUS, NEXT_GATE, OURS, OURS_UNGATED, ORACLE, MAPPED)
 ARMS = (RESIDENT, NO_CACHE, LRU_ARM, PREDICTED, UNGATED, ORACLE)
 
 
@@ -51,6 +64,7 @@ class ArmResult:
         stats: counts of each round.
         equal: whether every output had the bits of the reference arm's.
         cached_bytes: bytes that the page cache served instead of the disk, over all rounds; None where unknown.
+        latencies: seconds of each token, where they were measured.
     """
 
     arm: Arm
@@ -59,6 +73,7 @@ class ArmResult:
     stats: list[TransferStats] = field(default_factory=list)
     equal: bool = True
     cached_bytes: int | None = 0
+    latencies: list[float] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float:

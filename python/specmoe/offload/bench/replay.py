@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from moe_kernels import fused_experts
-from specmoe.speculation import CostGate, LinkCounts, Oracle, Predictor, RouteTrace
+from specmoe.speculation import CostGate, LinkCounts, Oracle, Predictor, PreviousToken, RouteTrace
 
-from ..budget import format_bytes
+from ..budget import format_bytes, free_memory
 from ..engine import ExpertPipeline
 from ..store import ExpertKey, ExpertStore, StoreError, build_store, drop_cached_pages
 from ..tiers import HostTier
 from .arms import ARMS, Arm, ArmResult, CacheMeter, interleaved
+from .mapped import MappedFile
+from .policies import policy_of
 
 # (model, H, I) of published models' experts, gated, smallest first.
 SHAPES = (
@@ -143,15 +145,6 @@ def arms_that_fit(store: ExpertStore) -> Sequence[Arm]:
     return [arm for arm in ARMS if not arm.resident or free is None or store.layout.payload_bytes < 0.8 * free]
 
 
-def free_memory() -> int | None:
-    """Return the bytes that can be taken without swapping; None where the system does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    return next(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable:"))
-
-
 def run_replay_arms(
     replay: Replay,
     store: ExpertStore,
@@ -161,6 +154,7 @@ def run_replay_arms(
     *,
     arms: Sequence[Arm] = ARMS,
     progress: Callable[[str], None] | None = None,
+    predictor: Callable[[RouteTrace], Predictor] = LinkCounts,
 ) -> list[ArmResult]:
     """Drive the store by recorded routes with every arm, a cold cache each time.
 
@@ -172,11 +166,14 @@ def run_replay_arms(
         rounds: routes (N, L, K), the same for all arms.
         arms: the arms to run; the first is what the others' outputs are compared with.
         progress: called with the arm's name before each run.
+        predictor: makes from `known` what the arms that predict ask.
     """
     results = {arm.name: ArmResult(arm) for arm in arms}
     E = replay.num_experts
     expected: dict[int, Tensor] = {}
-    counts = LinkCounts(known)
+    counts = predictor(known)
+    mapped = MappedFile(store.path) if any(arm.mapped for arm in arms) else None
+    read_into, file = store.file.read_into, store.file
     everything = [arm for arm in arms if arm.resident]
     others = [arm for arm in arms if not arm.resident]
     # The resident arm needs another tier, as large as the store: it runs first and gives its memory back.
@@ -192,22 +189,32 @@ def run_replay_arms(
                 if progress is not None:
                     progress(arm.name)
                 if not arm.resident:
-                    tier.reset(keep=arm.keep)
-                    if store.file.mode != "direct":
+                    tier.reset(keep=arm.keep, policy=policy_of(arm, known, size))
+                    if arm.mapped and mapped is not None:
+                        mapped.forget()
+                    elif store.file.mode != "direct":
                         drop_cached_pages(store.path)
-                outputs = _measure(
-                    results[arm.name], replay, tier, _predictor(arm, counts, rounds[number], E), rounds[number]
-                )
+                try:
+                    if arm.mapped and mapped is not None:
+                        file.read_into = mapped.read_into  # type: ignore[method-assign]
+                    outputs = _measure(
+                        results[arm.name], replay, tier, _predictor(arm, counts, rounds[number], E), rounds[number]
+                    )
+                finally:
+                    file.read_into = read_into  # type: ignore[method-assign]
                 results[arm.name].equal &= torch.equal(outputs, expected.setdefault(number, outputs))
     return list(results.values())
 
 
-def _predictor(arm: Arm, counts: LinkCounts, routes: np.ndarray, num_experts: int) -> Predictor | None:
+def _predictor(arm: Arm, counts: Predictor, routes: np.ndarray, num_experts: int) -> Predictor | None:
     if arm.guess == "oracle":
         return Oracle([[layer[None] for layer in token] for token in routes], num_experts)
     if arm.guess == "predicted":
         counts.reset()
         return counts
+    if arm.guess == "previous_token":
+        _, L, K = routes.shape
+        return PreviousToken(L, num_experts, K)
     return None
 
 
@@ -222,8 +229,9 @@ def _measure(
     outputs = torch.empty(len(routes), replay.layers, replay.hidden_size, dtype=DTYPE)
     _drive(replay, tier, pipeline, routes[:warm], x[:warm], outputs[:warm])
     earlier = tier.stats.copy()
-    meter, begin = CacheMeter(tier.store.file.mode), time.perf_counter()
-    _drive(replay, tier, pipeline, routes[warm:], x[warm:], outputs[warm:])
+    mode = "memory map" if result.arm.mapped else tier.store.file.mode
+    meter, begin = CacheMeter(mode), time.perf_counter()
+    result.latencies += _drive(replay, tier, pipeline, routes[warm:], x[warm:], outputs[warm:])
     seconds = time.perf_counter() - begin
     stats = tier.settle().since(earlier)
     cached = meter.served(stats.loads * tier.store.layout.blob_bytes)
@@ -234,14 +242,18 @@ def _measure(
 @torch.no_grad()
 def _drive(
     replay: Replay, tier: HostTier, pipeline: ExpertPipeline, routes: np.ndarray, x: Tensor, outputs: Tensor
-) -> None:
-    """Run every token (N, H) through every layer's experts, into outputs (N, L, H)."""
+) -> list[float]:
+    """Run every token (N, H) through every layer's experts, into outputs (N, L, H); return each one's seconds."""
     weights = torch.full((1, replay.top_k), 1.0 / replay.top_k)
     gate_up, down = tier.pool.tensors["gate_up_proj"], tier.pool.tensors["down_proj"]
+    seconds = []
     for token, by_layer in enumerate(routes.astype(np.int64)):
+        begin = time.perf_counter()
         for layer, experts in enumerate(by_layer):
             wanted = experts.tolist()
             slots = pipeline.acquire(layer, wanted, experts[None])
             indices = torch.tensor([slots], dtype=torch.int32)
             outputs[token, layer] = fused_experts(x[token : token + 1], indices, weights, gate_up, down)[0]
             pipeline.release(layer, wanted)
+        seconds.append(time.perf_counter() - begin)
+    return seconds

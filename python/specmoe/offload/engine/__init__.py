@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .adapters import MoEBlock, expert_tensors, moe_blocks
+from .adapters import MoEBlock, expert_weights, moe_blocks
+from .loading import load_without_experts
 from .offload import Offload, build_model_store, offload, require_same_weights, slots_within
 from .pipeline import ExpertPipeline
 from .recorder import record_routes
@@ -12,7 +13,8 @@ __all__ = [
     "MoEBlock",
     "Offload",
     "build_model_store",
-    "expert_tensors",
+    "expert_weights",
+    "load_without_experts",
     "moe_blocks",
     "offload",
     "record_routes",

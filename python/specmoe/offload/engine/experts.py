@@ -5,45 +5,48 @@ Letters: T tokens, E experts, K experts per token, H hidden, S slots.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..tiers import HostTier
+from ..tiers import DeviceTier, HostTier
+from .adapters import MoEBlock
 from .grouping import plan_groups
 from .pipeline import ExpertPipeline
+from .runners import Run, chosen_experts, runner
 
 
 class OffloadedExperts(nn.Module):
     """Calls the original experts module on slots in place of experts: same code, same bits.
 
     Args:
+        block: whose experts they are.
         original: the block's experts module; its parameters' memory is given up by whoever offloads.
-        layer: the block's position among the MoE blocks.
-        num_experts: E.
         tier: where the slots are.
+        device: slots on a device above them, where the experts are then computed.
     """
 
     original: nn.Module
-    _on_slots: nn.Module
+    _run_on_slots: Run
+    _run_on_host: Run | None
 
-    def __init__(self, original: nn.Module, layer: int, num_experts: int, tier: HostTier) -> None:
+    def __init__(self, block: MoEBlock, original: nn.Module, tier: HostTier, device: DeviceTier | None = None) -> None:
         super().__init__()
-        self.layer = layer
-        self.num_experts = num_experts
+        self.layer = block.layer
+        self.num_experts = block.num_experts
+        self.kind = block.kind
         self.tier = tier
         self.pipeline: ExpertPipeline | None = None
-        on_slots = copy.copy(original)
-        # A module of its own, with the same code and options, whose weights are the slots of all layers.
-        on_slots._parameters = dict(original._parameters)
-        for name, slots in tier.pool.tensors.items():
-            on_slots._parameters[name] = nn.Parameter(slots, requires_grad=False)
         # Neither is a submodule: their weights are not this model's to save, move or train.
         self.__dict__["original"] = original
-        self.__dict__["_on_slots"] = on_slots
+        self.device_tier = device
+        pool, quantization = tier.pool if device is None else device.pool, tier.store.layout.quantization
+        self.__dict__["_run_on_slots"] = runner(block.kind, original, pool, quantization)
+        self.__dict__["_run_on_host"] = (
+            None if device is None else runner(block.kind, original, tier.pool, quantization)
+        )
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Return (T, H) for x (T, H), indices (T, K) and weights (T, K), as the original would.
@@ -60,33 +63,74 @@ class OffloadedExperts(nn.Module):
             return self._run(self.pipeline, x, indices, weights)
 
     def _run(self, pipeline: ExpertPipeline, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        experts = indices.numpy()
+        experts = chosen_experts(self.kind, indices, self.num_experts)
         groups = plan_groups(
             experts,
             self.num_experts,
-            self.tier.slots,
+            self.tier.slots if self.device_tier is None else min(self.tier.slots, self.device_tier.slots),
             lambda: self.tier.resident_experts(self.layer, self.num_experts),
         )
         out = None if len(groups) == 1 else torch.empty_like(x)
         for number, (tokens, wanted) in enumerate(groups):
             last = number == len(groups) - 1
-            slots = pipeline.acquire(self.layer, wanted, experts if number == 0 else None, last)
+            # What the device holds need not be in host memory.
+            needed = wanted if self.device_tier is None else self.device_tier.absent(self.layer, wanted)
+            slots = pipeline.acquire(self.layer, needed, experts if number == 0 else None, last)
             try:
                 if tokens is None or out is None:
-                    return self._call(x, experts, weights, wanted, slots)
-                chosen = torch.from_numpy(tokens)
-                out[chosen] = self._call(x[chosen], experts[tokens], weights[chosen], wanted, slots)
+                    return self._compute(x, experts, weights, wanted, needed, slots)
+                chosen = torch.from_numpy(tokens).to(x.device)
+                out[chosen] = self._compute(x[chosen], experts[tokens], weights[chosen], wanted, needed, slots)
             finally:
-                pipeline.release(self.layer, wanted)
+                if self.device_tier is not None:
+                    self.device_tier.copied()
+                pipeline.release(self.layer, needed)
         assert out is not None
         return out
 
-    def _call(self, x: Tensor, experts: np.ndarray, weights: Tensor, wanted: list[int], slots: list[int]) -> Tensor:
-        # Ids that stand for "none" become S, which the op takes for "none" too.
-        slot_of = np.full(self.num_experts + 1, self.tier.slots, dtype=np.int32)
-        slot_of[wanted] = slots
+    def _compute(
+        self,
+        x: Tensor,
+        experts: np.ndarray,
+        weights: Tensor,
+        wanted: list[int],
+        needed: list[int],
+        slots: list[int],
+    ) -> Tensor:
+        """Compute one group: on the host's slots, or on the device, whose misses are copied or computed on the host."""
+        device = self.device_tier
+        if device is None:
+            return self._call(
+                self._run_on_slots, self.tier.slots, x, experts, weights, dict(zip(wanted, slots, strict=True))
+            )
+        host = dict(zip(needed, slots, strict=True))
+        stay = device.cheaper_on_host(self.layer, needed, experts)
+        out: Tensor | None = None
+        if stay:
+            assert self._run_on_host is not None
+            with device.computing_on_host(sum(int((experts == e).sum()) for e in stay)):
+                there = self._call(
+                    self._run_on_host, self.tier.slots, x.cpu(), experts, weights.cpu(), {e: host[e] for e in stay}
+                )
+            out = there.to(x.device)
+        going = [e for e in wanted if e not in stay]
+        if going:
+            placed = device.bring(self.layer, going, host)
+            part = self._call(
+                self._run_on_slots, device.slots, x, experts, weights, dict(zip(going, placed, strict=True))
+            )
+            device.used(placed)
+            out = part if out is None else out + part
+        return torch.zeros_like(x) if out is None else out
+
+    def _call(
+        self, run: Run, none: int, x: Tensor, experts: np.ndarray, weights: Tensor, slots: dict[int, int]
+    ) -> Tensor:
+        # Ids that stand for "none", or are computed elsewhere, become `none`, which the op takes for "none" too.
+        slot_of = np.full(self.num_experts + 1, none, dtype=np.int32)
+        slot_of[list(slots)] = list(slots.values())
         remapped = slot_of[np.minimum(experts, self.num_experts)]
-        return self._on_slots(x, torch.from_numpy(remapped), weights)
+        return run(x, torch.from_numpy(remapped).to(x.device), weights)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(

@@ -5,7 +5,6 @@ The prediction is made while the demanded experts are on their way, and its load
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -16,9 +15,6 @@ from specmoe.speculation import CostGate, Observation, Predictor
 
 from ..store import ExpertKey
 from ..tiers import HostTier
-
-# A guess below this probability is not queued: calibration by rank does not resolve less.
-LEAST_PROBABILITY = 0.01
 
 
 class ExpertPipeline:
@@ -50,9 +46,13 @@ class ExpertPipeline:
         self.gate = CostGate() if gate is None else gate
         self.ahead = ahead
         self.residual: Tensor | None = None
+        self.num_experts = 1 + max(key.expert for key in tier.store.layout.keys)
         self._ready_at: float | None = None
         self._loads, self._read_seconds = 0, 0.0
         self._guessed: tuple[int, list[tuple[int, float]]] = (-1, [])
+        # A decoder's last layer is followed by its first one, not by the encoder's.
+        self._follows: dict[int, int] = {}
+        self._last = -1
 
     def acquire(self, layer: int, wanted: Sequence[int], experts: np.ndarray | None, last: bool = True) -> list[int]:
         """Get a layer's experts into slots and start guesses for the next layer.
@@ -70,6 +70,8 @@ class ExpertPipeline:
         now = time.perf_counter()
         if self._ready_at is not None and experts is not None:
             self.gate.record_compute(now - self._ready_at)
+        if experts is not None:
+            self.tier.routed(layer, experts, self.num_experts)
         self.gate.record_demand(self.tier.demand(keys) > 0)
         try:
             if last:
@@ -100,6 +102,9 @@ class ExpertPipeline:
         if stats.loads > self._loads:
             self.gate.record_load((stats.read_seconds - self._read_seconds) / (stats.loads - self._loads))
         self._loads, self._read_seconds = stats.loads, stats.read_seconds
+        if self._last >= 0:
+            self._follows[self._last] = layer
+        self._last = layer
         layer_guessed, candidates = self._guessed
         if layer_guessed == layer and candidates:
             used = set(experts.reshape(-1).tolist())
@@ -107,10 +112,14 @@ class ExpertPipeline:
             self._guessed = (-1, [])
         predictor.observe(Observation(layer, experts, self.residual))
         self.residual = None  # It was this layer's alone.
+        if self.tier.guided:
+            again = predictor.predict(layer)
+            if again is not None:
+                self.tier.expect(layer, again)
         if not self.gate.worth_predicting():
             stats.predict_seconds += time.perf_counter() - begin
             return
-        target = (layer + 1) % self.layers
+        target = self._follows.get(layer, (layer + 1) % self.layers)
         chances = predictor.predict(target)
         if chances is not None:
             candidates = self._candidates(target, chances)
@@ -121,7 +130,4 @@ class ExpertPipeline:
         self.gate.record_predict(seconds)
 
     def _candidates(self, layer: int, chances: np.ndarray) -> list[tuple[int, float]]:
-        count = self.ahead if self.ahead is not None else math.ceil(float(chances.sum()) - 1e-6)
-        order = np.argsort(-chances, kind="stable")[:count].tolist()
-        keys = [ExpertKey(layer, e) for e in order if chances[e] >= LEAST_PROBABILITY]
-        return [(key.expert, float(chances[key.expert])) for key in self.tier.absent(keys)]
+        return self.tier.candidates(layer, chances, self.ahead)

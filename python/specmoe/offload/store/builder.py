@@ -57,8 +57,7 @@ def build_store(
     if not keys:
         raise ValueError("build_store: keys: expected at least one expert, got none")
     first = expert(keys[0])
-    specs = [TensorSpec(name, tuple(t.shape), _dtype_name(name, t)) for name, t in first.items()]
-    layout = StoreLayout.plan(specs, list(keys), source)
+    layout = StoreLayout.plan(tensor_specs(first), list(keys), source)
     free = shutil.disk_usage(path.parent).free
     if layout.file_bytes > free:
         raise StoreError(f"store {path}: expected {layout.file_bytes} free bytes in {path.parent}, got {free}")
@@ -72,7 +71,7 @@ def build_store(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return layout
@@ -111,6 +110,11 @@ def _write(
         file.write(blob.data)
         if progress is not None:
             progress(index + 1, len(layout.blobs))
+    write_frame(file, layout)
+
+
+def write_frame(file: BinaryIO, layout: StoreLayout) -> None:
+    """Write what surrounds the blobs: preamble, header and footer."""
     header = layout.header()
     frame = Frame(len(header), checksum(header), layout.file_bytes)
     file.seek(layout.file_bytes - ALIGN)
@@ -137,6 +141,11 @@ def fill_blob(blob: np.ndarray, specs: Sequence[TensorSpec], tensors: Mapping[st
         blob[spec.offset : spec.offset + spec.nbytes] = raw
 
 
+def tensor_specs(tensors: Mapping[str, Tensor]) -> list[TensorSpec]:
+    """Describe the tensors of one expert, in their order."""
+    return [TensorSpec(name, tuple(t.shape), _dtype_name(name, t)) for name, t in tensors.items()]
+
+
 def _dtype_name(name: str, tensor: Tensor) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
@@ -144,7 +153,7 @@ def _dtype_name(name: str, tensor: Tensor) -> str:
     return dtype
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself last; systems that cannot open a folder do it on their own."""
     if os.name != "posix":
         return

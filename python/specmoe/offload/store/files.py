@@ -7,12 +7,20 @@ import mmap
 import os
 import threading
 from pathlib import Path
+from typing import Any
+
+from moe_kernels.native import native
 
 from .layout import ALIGN
 
 # Linux alone: macOS and Windows have no O_DIRECT.
 _DIRECT = getattr(os, "O_DIRECT", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
+# A read is cut into pieces of this size, so that one expert alone keeps the disk's queue filled.
+PIECE = 1 << 20
+# Pieces under way at once, with io_uring; threads, where there is none.
+DEPTH = 16
+THREADS = 4
 
 
 def aligned_buffer(nbytes: int) -> mmap.mmap:
@@ -49,17 +57,35 @@ class DirectFile:
     Args:
         path: the file.
         direct: read past the page cache where the system allows it.
+        method: "auto", "io_uring", "threads" (native ones) or "python" (one `preadv` after the other); "auto" takes the
+            first of them that works here.
 
     Attributes:
         mode: "direct", or "buffered (reason)".
+        method: what carries the reads out.
+        reader: the native reader; None with "python".
         size: bytes, when it was opened.
     """
 
-    def __init__(self, path: str | Path, direct: bool = True) -> None:
+    def __init__(self, path: str | Path, direct: bool = True, method: str = "auto") -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
+        self._calling = threading.local()
         self._fd, self.mode = self._open(direct)
         self.size = os.fstat(self._fd).st_size
+        self.reader: Any = None
+        self.method = "python"
+        module, reason = native()
+        if method != "python" and module is not None:
+            try:
+                self.reader = module.Reader(self._fd, method, lanes=THREADS, depth=DEPTH, piece_bytes=PIECE)
+            except RuntimeError as error:
+                self._close_file()
+                raise ValueError(f"DirectFile: method: {error}") from error
+            self.method = self.reader.method
+        elif method not in ("auto", "python"):
+            self._close_file()
+            raise ValueError(f"DirectFile: method: expected auto or python, got {method!r}: {reason}")
 
     def _open(self, direct: bool) -> tuple[int, str]:
         if not direct:
@@ -84,6 +110,10 @@ class DirectFile:
                 reason = "the file system refuses direct reads"
         return os.open(self.path, os.O_RDONLY | _BINARY), f"buffered ({reason})"
 
+    def in_background(self, background: bool) -> None:
+        """Let the reads of the calling thread, from now on, stand behind those of others, or no more."""
+        self._calling.background = background
+
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `offset` on; the other threads run meanwhile.
 
@@ -95,12 +125,25 @@ class DirectFile:
             EOFError: the file ends within the range.
             OSError: the system could not read.
         """
+        if self.reader is not None:
+            self._read_natively(offset, target)
+            return
         done = 0
         while done < len(target):
             count = self._read_once(offset + done, target[done:])
             if count == 0:
                 raise EOFError(f"the file ends at byte {offset + done}, {len(target) - done} bytes too early")
             done += count
+
+    def _read_natively(self, offset: int, target: memoryview) -> None:
+        number = self.reader.submit(offset, target, urgent=not getattr(self._calling, "background", False))
+        failure = self.reader.wait(number)
+        if failure is None:
+            return
+        code, text = failure
+        if code < 0:
+            raise EOFError(text)
+        raise OSError(code, text)
 
     def _read_once(self, offset: int, target: memoryview) -> int:
         if hasattr(os, "preadv"):
@@ -112,6 +155,12 @@ class DirectFile:
         return len(data)
 
     def close(self) -> None:
+        """End the reads under way, and close; may be called twice."""
+        if self.reader is not None:
+            self.reader.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

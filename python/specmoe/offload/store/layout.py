@@ -81,22 +81,33 @@ class StoreLayout:
         blob_bytes: bytes of one expert on disk and in a slot.
         blobs: where each expert lies, and its checksum.
         source: free text that says what the weights are of.
+        groups: the names of the layers' expert modules in the checkpoint, where it was made from one.
+        quantization: "", "nf4" or "int8".
     """
 
     tensors: tuple[TensorSpec, ...]
     blob_bytes: int
     blobs: dict[ExpertKey, Blob] = field(default_factory=dict)
     source: str = ""
+    groups: tuple[str, ...] = ()
+    quantization: str = ""
 
     @classmethod
-    def plan(cls, tensors: list[TensorSpec], keys: list[ExpertKey], source: str = "") -> StoreLayout:
+    def plan(
+        cls,
+        tensors: list[TensorSpec],
+        keys: list[ExpertKey],
+        source: str = "",
+        groups: tuple[str, ...] = (),
+        quantization: str = "",
+    ) -> StoreLayout:
         """Lay out tensors within a blob and blobs within the file; checksums are zero until written."""
         placed, end = [], 0
         for spec in tensors:
             offset = round_up(end, TENSOR_ALIGN)
             placed.append(TensorSpec(spec.name, tuple(spec.shape), spec.dtype, offset))
             end = offset + spec.nbytes
-        layout = cls(tuple(placed), round_up(end, ALIGN), dict.fromkeys(keys, Blob(0, 0)), source)
+        layout = cls(tuple(placed), round_up(end, ALIGN), dict.fromkeys(keys, Blob(0, 0)), source, groups, quantization)
         start = ALIGN + len(layout.header())
         for index, key in enumerate(keys):
             layout.blobs[key] = Blob(start + index * layout.blob_bytes, 0)
@@ -123,6 +134,8 @@ class StoreLayout:
         value = {
             "checksum": CHECKSUM_NAME,
             "source": self.source,
+            "groups": self.groups,
+            "quantization": self.quantization,
             "blob_bytes": self.blob_bytes,
             "tensors": [[t.name, list(t.shape), t.dtype, t.offset] for t in self.tensors],
             "experts": rows,
@@ -143,7 +156,8 @@ class StoreLayout:
             ExpertKey(layer, expert): Blob(int(offset, 16), int(checksum, 16))
             for layer, expert, offset, checksum in value["experts"]
         }
-        return cls(tensors, value["blob_bytes"], blobs, value["source"])
+        groups, quantization = tuple(value.get("groups", ())), value.get("quantization", "")
+        return cls(tensors, value["blob_bytes"], blobs, value["source"], groups, quantization)
 
 
 class Frame(NamedTuple):

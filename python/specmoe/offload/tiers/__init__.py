@@ -1,10 +1,23 @@
-"""Tiers of fast memory above the store: slots, eviction, transfers. The first tier is host memory."""
+"""Where experts are held in memory: slots, the queue that fills them, and who goes when they are full."""
 
 from __future__ import annotations
 
-from .eviction import LRU, EvictionPolicy
+from .device import DeviceTier
+from .eviction import LFU, LRU, POLICIES, DecayedLFU, EvictionPolicy, Guided
 from .host import HostTier
 from .queue import Request, TransferQueue
 from .slots import SlotPool
 
-__all__ = ["LRU", "EvictionPolicy", "HostTier", "Request", "SlotPool", "TransferQueue"]
+__all__ = [
+    "LFU",
+    "LRU",
+    "POLICIES",
+    "DecayedLFU",
+    "DeviceTier",
+    "EvictionPolicy",
+    "Guided",
+    "HostTier",
+    "Request",
+    "SlotPool",
+    "TransferQueue",
+]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..stats import TransferStats
 from ..store import ExpertKey, ExpertStore, StoreError
+from .candidates import worth_a_slot
 from .eviction import LRU, EvictionPolicy
 from .queue import Request, TransferQueue
 from .slots import SlotPool
@@ -101,6 +102,33 @@ class HostTier:
         """Return (E,) bool: which experts of a layer are there, or on their way."""
         with self._lock:
             return np.fromiter((ExpertKey(layer, e) in self._entries for e in range(num_experts)), bool, num_experts)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the policy makes use of `expect`."""
+        return getattr(self._policy, "guided", False)
+
+    def routed(self, layer: int, experts: np.ndarray, num_experts: int) -> None:
+        """Tell the policy which experts (T, K) a layer uses now, before they are demanded."""
+        with self._lock:
+            self._policy.routed(layer, experts, num_experts)
+
+    def expect(self, layer: int, chances: np.ndarray) -> None:
+        """Tell the policy how likely each expert (E,) of a layer that was routed is to be used there next."""
+        with self._lock:
+            self._policy.expect(layer, chances)
+
+    def candidates(self, layer: int, chances: np.ndarray, ahead: int | None = None) -> list[tuple[int, float]]:
+        """Return the experts of a layer that are worth a slot, with their chances (see `worth_a_slot`)."""
+        with self._lock:
+            return worth_a_slot(
+                layer,
+                chances,
+                lambda keys: [key for key in keys if key not in self._entries],
+                len(self._free),
+                self._policy,
+                ahead,
+            )
 
     def demand(self, keys: Sequence[ExpertKey]) -> int:
         """Ask for experts, and hold them until `release`; distinct keys, at most as many as there are slots.
@@ -198,7 +226,7 @@ class HostTier:
                 else:
                     self._entries[key].stale = True
 
-    def reset(self, *, keep: bool | None = None) -> None:
+    def reset(self, *, keep: bool | None = None, policy: EvictionPolicy | None = None) -> None:
         """Empty the cache and zero the counts; whatever is being read is waited for."""
         with self._lock:
             if self._pins:
@@ -209,6 +237,7 @@ class HostTier:
             for key in list(self._entries):
                 self._evict(key)
             self.keep = self.keep if keep is None else keep
+            self._policy = self._policy if policy is None else policy
             self._failed.clear()
             self.stats = TransferStats()
 
@@ -257,7 +286,9 @@ class HostTier:
             failure: StoreError | None = None
             retries = 0
             try:
+                self.store.file.in_background(not request.demand)
                 retries = self.store.read_into(request.key, self.pool.slot(slot))
+                self.pool.settle(slot)
             except StoreError as error:
                 failure = error
             except Exception as error:
@@ -281,7 +312,7 @@ class HostTier:
         slot = self._free.pop()
         self._entries[request.key] = _Entry(slot, guess=not request.demand)
         stats = self.stats
-        stats.peak_bytes = max(stats.peak_bytes, (self.pool.count - len(self._free)) * self.pool.blob_bytes)
+        stats.peak_bytes = max(stats.peak_bytes, (self.pool.count - len(self._free)) * self.pool.slot_bytes)
         if not request.demand:
             self._guesses.add(request.key)
             stats.speculative_loads += 1

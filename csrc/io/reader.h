@@ -1,0 +1,34 @@
+// Asynchronous reads of one open file.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+
+#include "engine.h"
+#include "requests.h"
+
+namespace moe {
+
+class Reader {
+ public:
+  // `fd` stays its owner's and must outlive the reader. `method`: "auto", "io_uring" or "threads".
+  Reader(int fd, const std::string& method, int lanes, int depth, int64_t piece_bytes);
+  ~Reader();
+
+  uint64_t submit(int64_t offset, int64_t bytes, char* address, bool urgent);
+  void close();
+
+  Requests requests;
+  std::string method;  // what carries the reads out
+  std::string reason;  // why it is not io_uring
+
+ private:
+  void require_same_process() const;
+
+  std::unique_ptr<ReadEngine> engine_;
+  const pid_t process_;
+};
+
+}  // namespace moe

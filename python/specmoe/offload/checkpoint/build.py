@@ -1,0 +1,47 @@
+"""From a checkpoint to a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..store import ExpertStore, StoreError, build_resumable
+from .experts import ExpertSource
+from .files import Checkpoint
+
+
+def build_checkpoint_store(
+    model: str | Path,
+    path: str | Path,
+    *,
+    quantize: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExpertStore:
+    """Write the experts of a checkpoint to a store, a tensor at a time, and open it; interrupted, it can be continued.
+
+    Args:
+        model: directory of the checkpoint.
+        path: where the store shall be; what is there is replaced when the new one is complete.
+        quantize: None, "nf4" or "int8".
+        progress: called with (experts written, experts in all).
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or has no experts of a known kind.
+        StoreError: the disk is full, or another process builds the same store.
+    """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise StoreError(f"store {path}: expected an existing folder {path.parent}")
+    checkpoint = Checkpoint(model)
+    source = ExpertSource(checkpoint, quantize)
+    build_resumable(
+        path,
+        source.keys,
+        source.expert,
+        fingerprint=f"{checkpoint.fingerprint()} {quantize}",
+        source=f"{checkpoint.config.get('model_type')} {checkpoint.fingerprint()}",
+        groups=tuple(group.name for group in source.groups),
+        quantization=quantize or "",
+        progress=progress,
+    )
+    return ExpertStore.open(path)

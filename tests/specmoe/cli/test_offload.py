@@ -1,0 +1,62 @@
+"""`specmoe offload bench` and `specmoe doctor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specmoe.speculation import RouteTrace, save_routes
+
+from ..offload.tiny_checkpoints import write_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MOE_DATA_DIR", raising=False)
+
+
+def test_doctor(specmoe: Any, tmp_path: Path) -> None:
+    write_checkpoint("gpt_oss_mxfp4", tmp_path / "model")
+    done = specmoe("doctor", "--model", tmp_path / "model", "--memory", "40%")
+    assert done.code == 0, done.err
+    assert "18 experts" in done.out.replace("experts: 18", "18 experts") and "tokens/s on demand" in done.out
+    assert not list((tmp_path / "cache").iterdir())
+    assert specmoe("doctor", "--model", tmp_path / "no").code == 2
+
+
+def test_emulated_bench(specmoe: Any, tmp_path: Path) -> None:
+    routes = np.random.default_rng(0).integers(0, 8, (120, 2, 2)).astype(np.uint8)
+    save_routes(RouteTrace(routes, np.arange(0, 121, 20), 8), tmp_path / "routes.npz")
+    out = tmp_path / "out"
+    done = specmoe(
+        "offload", "bench", "--emulated", "--trace", tmp_path / "routes.npz", "--sweep-tokens", 24, "--output", out
+    )
+    assert done.code == 0, done.err
+    assert "a clock that counts" in done.out and "of the oracle's gain" in done.out
+    content = json.loads((out / "emulated.json").read_text())
+    assert content["kind"] == "emulated" and content["machine"]["cores"] and len(content["rows"]) == 3 * 7 * 11
+    assert (out / "emulated.png").stat().st_size > 1000
+
+
+def test_bench_without_routes_is_one_line(specmoe: Any, tmp_path: Path) -> None:
+    done = specmoe("offload", "bench", "--output", tmp_path / "out")
+    assert done.code == 2 and "--trace: expected a file of routes" in done.err
+
+
+@pytest.mark.slow
+def test_model_bench(specmoe: Any, tmp_path: Path) -> None:
+    write_checkpoint("qwen3_moe", tmp_path / "model")
+    out = tmp_path / "out"
+    done = specmoe(
+        "offload", "bench", "--model", tmp_path / "model", "--memory", "50%", "--tokens", 8, "--rounds", 2,
+        "--output", out,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rows = json.loads((out / "model.json").read_text())["rows"]
+    assert all(row["outputs_equal"] for row in rows)
+    assert (out / "model.png").stat().st_size > 1000
