@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "amx_tile.h"
+#include "amx_words.h"
 #include "pack_pairs.h"
 
 namespace moe {
@@ -151,8 +152,21 @@ inline void product_dense(float* c, int64_t ldc, const Operand& a, int64_t rows,
   constexpr int64_t HEIGHT = 2 * TILE_SIDE, WIDTH = 2 * TILE_SIDE, STEP = 2 * TILE_SIDE;
   const int64_t row_bytes = a.row_stride * 2;
   const bool whole = a.col_stride == 1 && depth % STEP == 0;
+  Coming none;
   tile_begin();
-  for (int64_t m = 0; m < rows; m += HEIGHT) {
+  int64_t m = 0;
+  if (whole && columns <= STREAM_COLUMNS) {
+    const int64_t apart = rows_apart(row_bytes, rows / 2);
+    for (; m + HEIGHT * apart <= rows; m += HEIGHT * apart) {
+      for (int64_t first = m; first < m + apart; ++first) {
+        const char* base = a.base + first * row_bytes;
+        const DenseRows left{{base, base + TILE_SIDE * apart * row_bytes}, apart * row_bytes};
+        dense_block<From::memory>(left, HEIGHT, tiles, b, panel, columns, depth / 2, c + first * ldc, ldc * apart,
+                                  accumulate, none);
+      }
+    }
+  }
+  for (; m < rows; m += HEIGHT) {
     const int64_t count = std::min(rows - m, HEIGHT);
     // A tile reads its rows where they are, unless they are a column of memory each, or do not fill it.
     const bool in_place = whole && count % TILE_SIDE == 0;
@@ -160,7 +174,6 @@ inline void product_dense(float* c, int64_t ldc, const Operand& a, int64_t rows,
     const auto at = [&](int64_t k) {
       return DenseRows{{base + k * 2, base + TILE_SIDE * row_bytes + k * 2}, row_bytes};
     };
-    Coming none;
     if (in_place && columns <= STREAM_COLUMNS) {
       dense_block<From::memory>(at(0), count, tiles, b, panel, columns, depth / 2, c + m * ldc, ldc, accumulate, none);
       continue;
