@@ -233,5 +233,23 @@ inline void pack_block_dense(float* b, int64_t panel, int64_t first, const float
             join_pairs(load(src + k * ld + n), k + 1 < depth ? load(src + (k + 1) * ld + n) : Vec{}));
 }
 
+// Gradients of weights have a form of their own on AMX (amx_rows.h, amx_outer.h).
+constexpr Form AMX_DENSE = {DType::bf16,
+                            2,
+                            DENSE_DEPTH,
+                            1,
+                            1,
+                            TILE_SIDE,
+                            0,
+                            0,
+                            DENSE_SCRATCH,
+                            product_dense,
+                            nullptr,
+                            pack_columns_dense,
+                            nullptr,
+                            pack_block_dense,
+                            TILE_SIDE,
+                            256};
+
 }  // namespace
 }  // namespace moe

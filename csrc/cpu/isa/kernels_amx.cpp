@@ -1,10 +1,10 @@
 // AMX, with AVX-512 for everything that is no product of matrices.
 #define MOE_ISA_AVX512 1
+#include "amx_dense.h"
 #include "amx_int8.h"
 #include "amx_low_rank.h"
 #include "amx_nf4.h"
 #include "amx_outer.h"
-#include "amx_pairs.h"
 #include "amx_rows.h"
 #include "stream.h"
 #include "table.h"
@@ -16,6 +16,6 @@ constexpr RowForm AMX_ROWS = {rows_product_amx, outer_product_amx, outer_block_a
 }  // namespace
 
 extern const Kernels kernels_amx;
-const Kernels kernels_amx = make_table("amx", {&AMX_PAIRS, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, &AMX_ROWS, shrink_amx,
+const Kernels kernels_amx = make_table("amx", {&AMX_DENSE, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, &AMX_ROWS, shrink_amx,
                                                pack_expand_amx, expand_amx, stream_transposed});
 }  // namespace moe
