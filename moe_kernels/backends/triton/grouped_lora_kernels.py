@@ -23,22 +23,23 @@ from moe_kernels.backends.triton.schedule import locate, row_blocks
 def multiply_wide(a, b, acc, INTERPRET: tl.constexpr):
     """Add a·b, with `a` in float32 and `b` in its own type; a 16-bit `b` meets `a` in two parts of its type.
 
-    float16 has too few exponents for that: each row of `a` is divided by its largest magnitude first.
+    float16 has too few exponents for that: each row of `a` is divided by its largest magnitude first. What is infinite
+    has no second part.
     """
     kind: tl.constexpr = b.dtype
     if kind == tl.float32:
         return multiply(a, b, acc, INTERPRET)
     elif kind == tl.float16:
         size = tl.max(tl.abs(a), 1)
-        size = tl.where(size == 0, 1.0, size)[:, None]
+        size = tl.where((size == 0) | (size == float("inf")), 1.0, size)[:, None]
         unit = a / size
         high = unit.to(kind)
-        low = (unit - high.to(tl.float32)).to(kind)
+        low = tl.where(tl.abs(a) == float("inf"), 0.0, unit - high.to(tl.float32)).to(kind)
         part = multiply(low, b, tl.zeros(acc.shape, tl.float32), INTERPRET)
         return acc + multiply(high, b, part, INTERPRET) * size
     else:
         high = a.to(kind)
-        low = (a - high.to(tl.float32)).to(kind)
+        low = tl.where(tl.abs(a) == float("inf"), 0.0, a - high.to(tl.float32)).to(kind)
         acc = multiply(low, b, acc, INTERPRET)
         return multiply(high, b, acc, INTERPRET)
 

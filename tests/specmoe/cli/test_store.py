@@ -67,11 +67,11 @@ def test_verify_names_the_damaged_expert(specmoe: Any, model: Path, tmp_path: Pa
 
 
 BUILD = """
-import sys, time
+import itertools, os, sys, time
 from specmoe.offload.checkpoint.experts import ExpertSource
-real = ExpertSource.expert
+real, calls = ExpertSource.expert, itertools.count()
 def slow(self, key):
-    time.sleep(0.02)
+    time.sleep(60 if next(calls) == int(os.environ["STALL"]) else 0.02)
     return real(self, key)
 ExpertSource.expert = slow
 print("begun", flush=True)
@@ -80,16 +80,19 @@ app(sys.argv[1:])
 """
 
 
-def start_build(model: Path, path: Path) -> subprocess.Popen[str]:
+def start_build(model: Path, path: Path, stall: int = -1) -> subprocess.Popen[str]:
+    """Start a build that takes its time with each expert, and a minute for the one of number `stall`."""
     arguments = [sys.executable, "-c", BUILD, "store", "build", "--model", str(model), "--out", str(path)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "STALL": str(stall)}
+    )
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     return process
 
 
 def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    process = start_build(model, path)
+    process = start_build(model, path, stall=12)
     log = partial_paths(path)[1]
     end = time.monotonic() + 60
     while not (log.exists() and len(log.read_text().splitlines()) > 4):
