@@ -67,7 +67,9 @@ def test_verify_names_the_damaged_expert(specmoe: Any, model: Path, tmp_path: Pa
 
 
 BUILD = """
-import itertools, os, sys, time
+import itertools, os, signal, sys, time
+# What a shell starts in the background ignores it, and so does what that starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from specmoe.offload.checkpoint.experts import ExpertSource
 real, calls = ExpertSource.expert, itertools.count()
 def slow(self, key):
