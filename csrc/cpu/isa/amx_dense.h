@@ -62,19 +62,7 @@ enum class From { memory, memory_kept, tiles };
 template <From FROM, int ROWS, int COLUMNS>
 inline void dense_block(const DenseRows& left, float* tiles, const float* b, int64_t panel, int64_t words, float* c,
                         int64_t ldc, bool accumulate, Coming& coming) {
-  const int64_t c_stride = ldc * 4;
-  float *c10 = c + TILE_SIDE * ldc, *c01 = c + TILE_SIDE, *c11 = c10 + TILE_SIDE;
-  if (accumulate) {
-    tile_load<0>(c, c_stride);
-    if constexpr (COLUMNS == 2) tile_load<1>(c01, c_stride);
-    if constexpr (ROWS == 2) tile_load<2>(c10, c_stride);
-    if constexpr (ROWS == 2 && COLUMNS == 2) tile_load<3>(c11, c_stride);
-  } else {
-    tile_zero<0>();
-    tile_zero<1>();
-    tile_zero<2>();
-    tile_zero<3>();
-  }
+  load_sums<ROWS, COLUMNS>(c, ldc, accumulate);
   const char *low = left.base[0], *high = left.base[1];
   for (const float* end = b + words * TILE_SIDE; b < end; b += TILE_WORDS, tiles += STEP_FLOATS) {
     if constexpr (FROM == From::tiles) coming.fetch();
@@ -104,10 +92,7 @@ inline void dense_block(const DenseRows& left, float* tiles, const float* b, int
       high += TILE_ROW_BYTES;
     }
   }
-  tile_store<0>(c, c_stride);
-  if constexpr (COLUMNS == 2) tile_store<1>(c01, c_stride);
-  if constexpr (ROWS == 2) tile_store<2>(c10, c_stride);
-  if constexpr (ROWS == 2 && COLUMNS == 2) tile_store<3>(c11, c_stride);
+  store_sums<ROWS, COLUMNS>(c, ldc);
 }
 
 template <From FROM>

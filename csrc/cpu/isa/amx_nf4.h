@@ -178,19 +178,8 @@ inline void product_amx_nf4_narrow(float* c, int64_t ldc, const Operand& a, int6
 template <int ROWS, int COLUMNS>
 inline void amx_nf4_wide(const float* left, int64_t second, const float* b, int64_t ldb, int64_t tiles, float* c,
                          int64_t ldc, bool accumulate, Ahead& ahead) {
-  const int64_t c_stride = ldc * 4, b_stride = ldb * 4;
-  float *c10 = c + TILE_SIDE * ldc, *c01 = c + TILE_SIDE, *c11 = c10 + TILE_SIDE;
-  if (accumulate) {
-    tile_load<0>(c, c_stride);
-    if constexpr (COLUMNS == 2) tile_load<1>(c01, c_stride);
-    if constexpr (ROWS == 2) tile_load<2>(c10, c_stride);
-    if constexpr (ROWS == 2 && COLUMNS == 2) tile_load<3>(c11, c_stride);
-  } else {
-    tile_zero<0>();
-    tile_zero<1>();
-    tile_zero<2>();
-    tile_zero<3>();
-  }
+  const int64_t b_stride = ldb * 4;
+  load_sums<ROWS, COLUMNS>(c, ldc, accumulate);
   for (int64_t t = 0; t < tiles; ++t, left += NF4_TILE, b += TILE_SIDE * ldb) {
     ahead.fetch();
     ahead.fetch();
@@ -207,10 +196,7 @@ inline void amx_nf4_wide(const float* left, int64_t second, const float* b, int6
       if constexpr (ROWS == 2) tile_dot_bf16<3, 5, 7>();
     }
   }
-  tile_store<0>(c, c_stride);
-  if constexpr (COLUMNS == 2) tile_store<1>(c01, c_stride);
-  if constexpr (ROWS == 2) tile_store<2>(c10, c_stride);
-  if constexpr (ROWS == 2 && COLUMNS == 2) tile_store<3>(c11, c_stride);
+  store_sums<ROWS, COLUMNS>(c, ldc);
 }
 
 // For many columns: a stretch of 32 rows is unpacked once for all of them.

@@ -142,8 +142,9 @@ inline __attribute__((always_inline)) void tile_store(void* base, int64_t stride
   DO(0, 4, 6)                                                                                                 \
   DO(0, 5, 6)                                                                                                 \
   DO(0, 4, 7)                                                                                                 \
-  DO(0, 5, 7) DO(1, 4, 6) DO(1, 5, 6) DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) DO(2, 4, 7) DO(2, 5, 7) \
-      DO(3, 4, 6) DO(3, 5, 6) DO(3, 4, 7) DO(3, 5, 7)
+  DO(0, 5, 7)                                                                                                 \
+  DO(1, 4, 6) DO(1, 5, 6) DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) DO(2, 4, 7) DO(2, 5, 7) DO(3, 4, 6) \
+      DO(3, 5, 6) DO(3, 4, 7) DO(3, 5, 7)
 template <int C, int A, int B>
 inline __attribute__((always_inline)) void tile_dot_bf16() {
   static_assert(C >= 0 && C < 4 && (A == 4 || A == 5) && (B == 6 || B == 7), "tiles of these roles");
@@ -163,6 +164,33 @@ inline __attribute__((always_inline)) void tile_dot_int8() {
 #undef MOE_EACH_PRODUCT
 
 #endif
+
+// The sums of one or two tiles of rows by one or two of columns, in tiles 0 to 3: from c, or zero, and back.
+template <int ROWS, int COLUMNS>
+inline void load_sums(const float* c, int64_t ldc, bool accumulate) {
+  if (!accumulate) {
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
+    return;
+  }
+  const int64_t stride = ldc * 4;
+  const float* below = c + TILE_SIDE * ldc;
+  tile_load<0>(c, stride);
+  if constexpr (COLUMNS == 2) tile_load<1>(c + TILE_SIDE, stride);
+  if constexpr (ROWS == 2) tile_load<2>(below, stride);
+  if constexpr (ROWS == 2 && COLUMNS == 2) tile_load<3>(below + TILE_SIDE, stride);
+}
+template <int ROWS, int COLUMNS>
+inline void store_sums(float* c, int64_t ldc) {
+  const int64_t stride = ldc * 4;
+  float* below = c + TILE_SIDE * ldc;
+  tile_store<0>(c, stride);
+  if constexpr (COLUMNS == 2) tile_store<1>(c + TILE_SIDE, stride);
+  if constexpr (ROWS == 2) tile_store<2>(below, stride);
+  if constexpr (ROWS == 2 && COLUMNS == 2) tile_store<3>(below + TILE_SIDE, stride);
+}
 
 }  // namespace
 }  // namespace moe

@@ -6,13 +6,13 @@ Letters: L layers, E experts, K experts per token, D decays, V known tokens.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..whole_file import whole_file
 from .settings import FusedSettings
 
 FORMAT = "specmoe fused predictor 1"
@@ -109,13 +109,8 @@ class FusedWeights:
                 arrays[field.name] = value if exact else value.astype(np.float16)
         header = {"format": FORMAT, "settings": asdict(self.settings), "top_k": self.top_k}
         arrays["header"] = np.array(json.dumps(header))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> FusedWeights:

@@ -6,7 +6,6 @@ Letters: B samples, L layers, E experts.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..traces import RouteTrace
+from ..whole_file import whole_file
 from .augment import augmented
 from .configurations import LearnedSettings
 from .data import Samples
@@ -167,12 +167,8 @@ def _write(
         "step": step,
         "seconds": seconds,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         torch.save(saved, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

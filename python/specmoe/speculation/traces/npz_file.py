@@ -16,7 +16,6 @@ Other arrays are ignored. Letters: N tokens, L layers, K experts per token, E ex
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ..whole_file import whole_file
 from .trace import RouteTrace
 
 # Array in the file, field of RouteTrace, kinds of NumPy dtype, dimensions.
@@ -104,10 +104,5 @@ def save_routes(trace: RouteTrace, path: str | Path) -> None:
         values = getattr(trace, field)
         if values is not None:
             arrays[name] = values
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
