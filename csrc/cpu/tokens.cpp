@@ -23,12 +23,6 @@ void sum_rows(char* out, DType dtype, int64_t out_stride, int64_t column, int64_
   const int64_t per_token = std::max<int64_t>(token_rows.slots, 1) * count;
   const int64_t group = std::max<int64_t>(1, 16384 / std::max<int64_t>(per_token, 1));
   const int used = threads_for(threads, static_cast<double>(tokens) * per_token / 4.0);
-  // The row of a slot of the next token.
-  const auto fetch = [&](int64_t slot) {
-    if (slot >= tokens * token_rows.slots || token_rows.slot_row[slot] < 0) return;
-    const char* row = rows + token_rows.slot_row[slot] * rows_stride * rows_item;
-    for (int64_t at = 0; at < count * rows_item; at += 64) __builtin_prefetch(row + at, 0, 2);
-  };
   parallel_for((tokens + group - 1) / group, used, [&](int64_t task) {
     float* sum = static_cast<float*>(thread_scratch(static_cast<size_t>(count) * sizeof(float)));
     for (int64_t t = task * group; t < std::min(tokens, (task + 1) * group); ++t) {
@@ -39,7 +33,6 @@ void sum_rows(char* out, DType dtype, int64_t out_stride, int64_t column, int64_
       for (int64_t slot = first; slot < end; ++slot) {
         const int64_t row = listed ? token_rows.order[slot] : token_rows.slot_row[slot];
         if (row < 0) continue;
-        if (!listed) fetch(slot + token_rows.slots);
         const float weight = weights ? weights[slot] : 1.0f;
         kern.add_scaled(sum, row_factor ? weight * row_factor[row] : weight, rows + row * rows_stride * rows_item,
                         rows_dtype, count);

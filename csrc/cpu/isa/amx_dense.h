@@ -224,8 +224,6 @@ inline void pack_columns_dense(float* b, int64_t panel, const Rows& rows, int64_
     const int64_t height = std::min<int64_t>(count - i, LANES);
     for (int64_t j = 0; j < filled; j += LANES) {
       Vec block[LANES];
-      for (int64_t r = LANES; i + r < count && r < 2 * LANES; ++r)
-        __builtin_prefetch(rows.at(i + r, first_column + 2 * j), 0, 2);
 #pragma GCC unroll 16
       for (int64_t r = 0; r < LANES; ++r)
         block[r] = r < height

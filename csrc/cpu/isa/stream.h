@@ -17,15 +17,19 @@ inline void stream_transposed(char* out, DType dtype, int64_t out_stride, const 
   for (int64_t i = 0; i < count; i += LANES) {
     const int64_t height = count - i < LANES ? count - i : LANES;
     for (int64_t j = 0; j < streamed; j += LINE) {
-      Vec words[LANES];
+      Vec low[LANES], high[LANES];
 #pragma GCC unroll 16
-      for (int w = 0; w < LANES; ++w)
-        words[w] = join_pairs(load_first(src + (j + 2 * w) * ld + i, height),
-                              load_first(src + (j + 2 * w + 1) * ld + i, height));
-      transpose(words);
-      for (int64_t r = 0; r < height; ++r)
+      for (int c = 0; c < LANES; ++c) {
+        low[c] = load_first(src + (j + c) * ld + i, height);
+        high[c] = load_first(src + (j + LANES + c) * ld + i, height);
+      }
+      transpose(low);
+      transpose(high);
+      for (int64_t r = 0; r < height; ++r) {
+        const __m512bh line = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high[r]), reinterpret_cast<__m512>(low[r]));
         _mm512_stream_si512(reinterpret_cast<__m512i*>(out + ((i + r) * out_stride + j) * 2),
-                            reinterpret_cast<__m512i>(words[r]));
+                            reinterpret_cast<__m512i>(line));
+      }
     }
   }
   if (streamed > 0) _mm_sfence();
