@@ -61,8 +61,9 @@ struct Projections {
     for (int64_t from = 0; from < count; from += at_once) {
       const int64_t end = std::min(count, from + at_once);
       if (!experts.interleaved) {
-        const int64_t at = from * pitch;
-        kern.activate(experts.activation, to + at, to + at, scratch.result[1] + at, (end - from) * pitch);
+        float* part = to + from * pitch;
+        const float* up = shape.gated ? scratch.result[1] + from * pitch : nullptr;
+        kern.activate(experts.activation, part, part, up, (end - from) * pitch);
       } else {
         for (int64_t m = from; m < end; ++m) {
           const float* gate = to + 2 * m * pitch;
