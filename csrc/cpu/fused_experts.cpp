@@ -8,6 +8,9 @@ namespace {
 // Bytes of results that are kept for all rows at a time, at most; results larger than a cache are written past it.
 constexpr int64_t WHOLE_RESULTS = int64_t{256} << 20, STREAMED_RESULTS = int64_t{8} << 20;
 
+// Words of the activation that the down-projection takes at a time: 1.25 MiB, of 2 MiB of second-level cache.
+constexpr int64_t ACT_WORDS = int64_t{320} << 10;
+
 // The down-projection's results by row, before they are summed by token.
 struct Results {
   char* data;
@@ -51,18 +54,25 @@ struct Projections {
         kern.scatter_transposed(pre->row(chunk.first) + first[p] * item_size(pre->dtype), pre->dtype, shape.wide, block,
                                 pitch, chunk.count, height);
     }
+    // A few features at a time, so that they are packed before they leave the first-level cache.
+    const int64_t few = std::max<int64_t>(form.quantum, 4096 / std::max<int64_t>(pitch, 1) / 8 * 8);
+    const int64_t at_once = form.whole() ? count : std::max<int64_t>(few / form.quantum * form.quantum, 8);
     float* to = scratch.result[0];
-    if (!experts.interleaved) {
-      kern.activate(experts.activation, to, scratch.result[0], scratch.result[1], count * pitch);
-    } else {
-      for (int64_t m = 0; m < count; ++m) {
-        const float* gate = scratch.result[0] + 2 * m * pitch;
-        kern.activate(experts.activation, to + m * pitch, gate, gate + pitch, pitch);
+    for (int64_t from = 0; from < count; from += at_once) {
+      const int64_t end = std::min(count, from + at_once);
+      if (!experts.interleaved) {
+        float* part = to + from * pitch;
+        const float* up = shape.gated ? scratch.result[1] + from * pitch : nullptr;
+        kern.activate(experts.activation, part, part, up, (end - from) * pitch);
+      } else {
+        for (int64_t m = from; m < end; ++m) {
+          const float* gate = to + 2 * m * pitch;
+          kern.activate(experts.activation, to + m * pitch, gate, gate + pitch, pitch);
+        }
       }
+      if (!form.whole()) pack_block(form, act, chunk, shape.inner, first_row + from, to + from * pitch, end - from);
     }
-    if (!form.whole())
-      pack_block(form, act, chunk, shape.inner, first_row, to, count);
-    else
+    if (form.whole())
       kern.scatter_transposed(reinterpret_cast<char*>(act + chunk.first * shape.inner + first_row), DType::f32,
                               shape.inner, to, pitch, chunk.count, count);
   }
@@ -125,9 +135,19 @@ void whole_chunks(const Projections& mlp, const Rows& tokens, const Chunks& chun
              first + mlp.largest() < shape.inner
                  ? shape.gate_up.address(chunk.expert, mlp.fold() * (first + mlp.largest()))
                  : shape.down.address(chunk.expert, 0));
-    for (int64_t first = 0; first < shape.hidden; first += BLOCK_ROWS)
-      mlp.down(chunk, first, std::min(BLOCK_ROWS, shape.hidden - first), act, y.from(first),
-               first + BLOCK_ROWS < shape.hidden ? shape.down.address(chunk.expert, first + BLOCK_ROWS) : nullptr);
+    // As many columns at a time as the second-level cache holds.
+    const int64_t column = mlp.form.words(shape.inner), panel = mlp.form.panel;
+    const int64_t cuts = panel * std::max<int64_t>(1, (act_words + ACT_WORDS - 1) / ACT_WORDS);
+    const int64_t width = (chunk.count + cuts - 1) / cuts * panel;
+    for (int64_t n = 0; n < chunk.count; n += width) {
+      Chunk part = chunk;
+      part.first += n;
+      part.count = std::min(width, chunk.count - n);
+      part.pitch = pitch_of(mlp.kern, mlp.form, part.count);
+      for (int64_t first = 0; first < shape.hidden; first += BLOCK_ROWS)
+        mlp.down(part, first, std::min(BLOCK_ROWS, shape.hidden - first), act + n * column, y.from(first),
+                 first + BLOCK_ROWS < shape.hidden ? shape.down.address(chunk.expert, first + BLOCK_ROWS) : nullptr);
+    }
   });
 }
 
@@ -175,7 +195,7 @@ void fused_experts(const TensorView& x, const TensorView& indices, const TensorV
   int32_t* row_token = saved ? saved->row_token.as<int32_t>() : own_plan.data() + shape.count + 1;
   int32_t* slot_row = saved ? saved->slot_row.as<int32_t>() : row_token + N;
   route(indices, shape.count, offsets, row_token, slot_row);
-  const Chunks chunks = cut_into_chunks(kern, form, offsets, shape.count, std::max(shape.hidden, shape.inner));
+  const Chunks chunks = cut_into_chunks(kern, form, offsets, shape.count, shape.hidden);
   if (saved) zero_rows(saved->pre, offsets[shape.count], N, threads);
 
   double hit = 0.0;

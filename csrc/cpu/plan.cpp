@@ -47,8 +47,9 @@ Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* 
                        int64_t depth) {
   // Packed words of a chunk: 1.25 MiB, of 2 MiB that a core with AMX has.
   constexpr int64_t WORDS = int64_t{320} << 10, LEAST = 64;
-  const int64_t fitting = depth > 0 ? WORDS / form.words(depth) / kernels.lanes * kernels.lanes : form.chunk_rows;
-  const int64_t most = form.panel ? std::clamp(fitting, LEAST, form.chunk_rows) : form.chunk_rows;
+  int64_t most = form.chunk_rows;
+  if (form.panel && depth > 0)
+    most = std::clamp(WORDS / form.words(depth) / kernels.lanes * kernels.lanes, LEAST, CHUNK_ROWS);
   Chunks chunks;
   chunks.kept = form.panel > 0;
   chunks.begin.reserve(experts + 1);

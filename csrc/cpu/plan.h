@@ -24,7 +24,7 @@ struct Plan {
 void route(const TensorView& indices, int64_t experts, int32_t* offsets, int32_t* row_token, int32_t* slot_row);
 
 // No form works on more rows of one expert together.
-constexpr int64_t CHUNK_ROWS = 256;
+constexpr int64_t CHUNK_ROWS = 320;
 
 // Consecutive rows of one expert. Scratch tensors of a chunk are [feature][pitch], or [word][pitch] once packed, the
 // chunk's rows along the columns.
@@ -44,7 +44,7 @@ struct Chunks {
   bool kept = false;           // whether a chunk's columns stay in the cache while one weight block follows the other
 };
 
-// `depth`: the longest rows that are packed, where they should stay in the second-level cache.
+// `depth`: the length of the rows that are packed, where as many of them as the second-level cache holds are one chunk.
 Chunks cut_into_chunks(const Kernels& kernels, const Form& form, const int32_t* offsets, int64_t experts,
                        int64_t depth = 0);
 

@@ -24,8 +24,12 @@ constexpr int64_t DENSE_SCRATCH = DENSE_DEPTH / TILE_SIDE * STEP_FLOATS;
 // Up to so many columns are one block, and memory is the limit, which likes long stretches: all of a row at once.
 constexpr int64_t STREAM_COLUMNS = 2 * TILE_SIDE;
 
-// From so many columns on, there is time to fetch the rows that come next while the present ones are multiplied.
-constexpr int64_t FETCH_COLUMNS = 4 * TILE_SIDE;
+// What is fetched ahead: the rows' next words, so many steps before they are needed.
+constexpr int64_t PARTS_AHEAD = 2;
+
+// Lines of a row that are fetched one after the other: with many columns there is time for one row after the other,
+// with few of them all rows go on together.
+constexpr int64_t LONG_STRETCH = 8, MANY_COLUMNS = 10 * TILE_SIDE;
 
 // Two tiles of rows of the left operand, from some k on.
 struct DenseRows {
@@ -33,66 +37,83 @@ struct DenseRows {
   int64_t stride;  // bytes from row to row
 };
 
-// The lines that a later product will read: `rows` stretches of them, fetched a few at a time.
+// The lines that a later product will read, of two tiles of rows: fetched a few at a time, as evenly as possible,
+// because bursts keep the other loads waiting.
 class Coming {
  public:
   Coming() = default;
-  Coming(const char* base, int64_t stride, int64_t rows, int64_t lines, int64_t steps)
-      : row_(base), stride_(stride), lines_(lines), left_(rows * lines), pace_((left_ + steps - 1) / steps) {}
+  Coming(const char* base, int64_t stride, int64_t lines, int64_t stretch, int64_t steps)
+      : base_(base),
+        at_(base),
+        stride_(stride - stretch * LINE),
+        stretch_(stretch),
+        left_(lines * ROWS),
+        pace_((left_ + steps - 1) / steps) {}
 
   MOE_INLINE void fetch() {
     for (int64_t i = 0; i < pace_ && left_ > 0; ++i, --left_) {
-      __builtin_prefetch(row_ + line_ * 64, 0, 1);
-      if (++line_ == lines_) {
-        line_ = 0;
-        row_ += stride_;
-      }
+      __builtin_prefetch(at_, 0, 2);
+      at_ += LINE;
+      if (++line_ < stretch_) continue;
+      line_ = 0;
+      at_ += stride_;
+      if (++row_ < ROWS) continue;
+      row_ = 0;
+      at_ = base_ += stretch_ * LINE;
     }
   }
 
  private:
-  const char* row_ = nullptr;
-  int64_t stride_ = 0, lines_ = 0, left_ = 0, pace_ = 0, line_ = 0;
+  static constexpr int64_t LINE = 64, ROWS = 2 * TILE_SIDE;
+  const char *base_ = nullptr, *at_ = nullptr;
+  int64_t stride_ = 0, stretch_ = 0, left_ = 0, pace_ = 0, line_ = 0, row_ = 0;
 };
 
 // Where a block takes the rows from: from memory, from memory with a copy left in `tiles`, or from that copy.
 enum class From { memory, memory_kept, tiles };
 
-// One or two tiles of rows by one or two of columns, over `words` (a multiple of 16) of both.
+// A tile's depth of one or two tiles of rows by one or two of columns. The last step stores each sum as soon as it is
+// complete, while the next one is multiplied.
+template <From FROM, int ROWS, int COLUMNS, bool LAST>
+MOE_INLINE void dense_step(const char* low, const char* high, int64_t stride, float* tiles, const float* b,
+                           int64_t panel, float* c, int64_t ldc) {
+  // Columns pass the first-level cache by: it is for the rows.
+  tile_stream<6>(b, TILE_ROW_BYTES);
+  if constexpr (FROM == From::tiles)
+    tile_load<4>(tiles, TILE_ROW_BYTES);
+  else
+    tile_load<4>(low, stride);
+  if constexpr (COLUMNS == 2) tile_stream<7>(b + panel, TILE_ROW_BYTES);
+  if constexpr (ROWS == 2 && FROM == From::tiles) tile_load<5>(tiles + TILE_WORDS, TILE_ROW_BYTES);
+  if constexpr (ROWS == 2 && FROM != From::tiles) tile_load<5>(high, stride);
+  tile_dot_bf16<0, 4, 6>();
+  if constexpr (LAST) tile_store<0>(c, ldc * 4);
+  if constexpr (COLUMNS == 2) tile_dot_bf16<1, 4, 7>();
+  if constexpr (FROM == From::memory_kept) tile_store<4>(tiles, TILE_ROW_BYTES);
+  if constexpr (LAST && COLUMNS == 2) tile_store<1>(c + TILE_SIDE, ldc * 4);
+  if constexpr (ROWS == 2) {
+    tile_dot_bf16<2, 5, 6>();
+    if constexpr (LAST) tile_store<2>(c + TILE_SIDE * ldc, ldc * 4);
+    if constexpr (COLUMNS == 2) tile_dot_bf16<3, 5, 7>();
+    if constexpr (FROM == From::memory_kept) tile_store<5>(tiles + TILE_WORDS, TILE_ROW_BYTES);
+    if constexpr (LAST && COLUMNS == 2) tile_store<3>(c + TILE_SIDE * ldc + TILE_SIDE, ldc * 4);
+  }
+}
+
+// The same over `words` (a multiple of 16) of both.
 template <From FROM, int ROWS, int COLUMNS>
 inline void dense_block(const DenseRows& left, float* tiles, const float* b, int64_t panel, int64_t words, float* c,
                         int64_t ldc, bool accumulate, Coming& coming) {
   load_sums<ROWS, COLUMNS>(c, ldc, accumulate);
   const char *low = left.base[0], *high = left.base[1];
-  for (const float* end = b + words * TILE_SIDE; b < end; b += TILE_WORDS, tiles += STEP_FLOATS) {
-    if constexpr (FROM == From::tiles) coming.fetch();
-    // Columns pass the first-level cache by: it is for the rows.
-    tile_stream<6>(b, TILE_ROW_BYTES);
-    if constexpr (FROM == From::tiles)
-      tile_load<4>(tiles, TILE_ROW_BYTES);
-    else
-      tile_load<4>(low, left.stride);
-    tile_dot_bf16<0, 4, 6>();
-    if constexpr (COLUMNS == 2) {
-      tile_stream<7>(b + panel, TILE_ROW_BYTES);
-      tile_dot_bf16<1, 4, 7>();
-    }
-    if constexpr (FROM == From::memory_kept) tile_store<4>(tiles, TILE_ROW_BYTES);
-    if constexpr (ROWS == 2) {
-      if constexpr (FROM == From::tiles)
-        tile_load<5>(tiles + TILE_WORDS, TILE_ROW_BYTES);
-      else
-        tile_load<5>(high, left.stride);
-      tile_dot_bf16<2, 5, 6>();
-      if constexpr (COLUMNS == 2) tile_dot_bf16<3, 5, 7>();
-      if constexpr (FROM == From::memory_kept) tile_store<5>(tiles + TILE_WORDS, TILE_ROW_BYTES);
-    }
-    if constexpr (FROM != From::tiles) {
-      low += TILE_ROW_BYTES;
-      high += TILE_ROW_BYTES;
-    }
+  for (const float* last = b + words * TILE_SIDE - TILE_WORDS; b < last; b += TILE_WORDS, tiles += STEP_FLOATS) {
+    coming.fetch();
+    dense_step<FROM, ROWS, COLUMNS, false>(low, high, left.stride, tiles, b, panel, c, ldc);
+    low += TILE_ROW_BYTES;
+    high += TILE_ROW_BYTES;
   }
-  store_sums<ROWS, COLUMNS>(c, ldc);
+  coming.fetch();
+  dense_step<FROM, ROWS, COLUMNS, true>(low, high, left.stride, tiles, b, panel, c, ldc);
 }
 
 template <From FROM>
@@ -134,9 +155,20 @@ inline void copy_dense_rows(float* tiles, const Operand& a, int64_t row, int64_t
 
 inline void product_dense(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
                           int64_t panel, int64_t columns, bool accumulate, float* tiles) {
-  constexpr int64_t HEIGHT = 2 * TILE_SIDE, WIDTH = 2 * TILE_SIDE, STEP = 2 * TILE_SIDE;
+  constexpr int64_t HEIGHT = 2 * TILE_SIDE, WIDTH = 2 * TILE_SIDE, STEP = 2 * TILE_SIDE, PART = 2 * DENSE_DEPTH;
   const int64_t row_bytes = a.row_stride * 2;
   const bool whole = a.col_stride == 1 && depth % STEP == 0;
+  const int64_t parts = (depth + PART - 1) / PART, blocks = (columns + WIDTH - 1) / WIDTH;
+  // What the rows from m on need some parts after k: of the same rows, of those below, or of those that come
+  // afterwards.
+  const auto ahead = [&](int64_t m, int64_t k) {
+    const int64_t later = k / PART + PARTS_AHEAD, row = m + later / parts * HEIGHT, from = later % parts * PART;
+    const char* base = row < rows ? a.base + row * row_bytes : a.next ? a.next + (row - rows) * row_bytes : nullptr;
+    if (!base) return Coming();
+    const int64_t lines = std::min(depth - from, PART) / STEP;
+    return Coming(base + from * 2, row_bytes, lines, columns < MANY_COLUMNS ? 1 : std::min(lines, LONG_STRETCH),
+                  blocks * std::min(depth - k, PART) / STEP);
+  };
   Coming none;
   tile_begin();
   int64_t m = 0;
@@ -163,21 +195,16 @@ inline void product_dense(float* c, int64_t ldc, const Operand& a, int64_t rows,
       dense_block<From::memory>(at(0), count, tiles, b, panel, columns, depth / 2, c + m * ldc, ldc, accumulate, none);
       continue;
     }
-    const char* after = m + HEIGHT < rows ? base + HEIGHT * row_bytes : a.next;
-    for (int64_t k = 0; k < depth; k += 2 * DENSE_DEPTH) {
-      const int64_t part = std::min(depth - k, 2 * DENSE_DEPTH), words = (part + STEP - 1) / STEP * TILE_SIDE;
+    for (int64_t k = 0; k < depth; k += PART) {
+      const int64_t part = std::min(depth - k, PART), words = (part + STEP - 1) / STEP * TILE_SIDE;
       const float* right = b + k / 2 * TILE_SIDE;
       float* to = c + m * ldc;
       const bool add = accumulate || k > 0;
       int64_t n = 0;
-      Coming coming;
+      Coming coming = in_place ? ahead(m, k) : Coming();
       if (in_place) {
-        dense_block<From::memory_kept>(at(k), count, tiles, right, panel, columns, words, to, ldc, add, none);
+        dense_block<From::memory_kept>(at(k), count, tiles, right, panel, columns, words, to, ldc, add, coming);
         n = WIDTH;
-        const char* next = k + part < depth ? base + (k + part) * 2 : after;
-        const int64_t blocks = (columns - 1) / WIDTH;
-        if (next && columns > FETCH_COLUMNS)
-          coming = Coming(next, row_bytes, HEIGHT, words / TILE_SIDE, blocks * words / TILE_SIDE);
       } else {
         for (int64_t r = 0; r < count; r += TILE_SIDE)
           copy_dense_rows(tiles + r / TILE_SIDE * TILE_WORDS, a, m + r, std::min(count - r, TILE_SIDE), k, part);
