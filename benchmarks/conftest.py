@@ -56,6 +56,7 @@ class Session:
         self.rounds = config.getoption("--rounds") or (3 if self.small else 7)
         self.limit = config.getoption("--limit") or (0.5 if self.small else 20.0)
         measure.rotated_bytes = (config.getoption("--rotate-gib") or (1 / 16 if self.small else 2)) * 2**30
+        self.huge_pages = config.getoption("--huge-pages")
         self.folder = Path(config.getoption("--output"))
         self.records: list[Record] = []
         # Of each record, what pytest-benchmark keeps beside the times.
@@ -91,6 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rounds", type=int, help="of each arm, default 7; more for short calls")
     group.addoption("--limit", type=float, help="seconds for an arm of a case, default 20; slow arms get fewer rounds")
     group.addoption("--rotate-gib", type=float, help="memory to rotate the weights through, default 2")
+    group.addoption("--huge-pages", action="store_true", help="moe_kernels.collapse_pages on the model's weights")
     folder = Path(__file__).parent / "results"
     group.addoption("--output", default=str(folder), help="folder for the results, default benchmarks/results")
 

@@ -9,6 +9,7 @@ import torch
 from measure import Call, copies_for
 from peers import Forward, Tokens, Unavailable, sglang, transformers, vllm
 
+from moe_kernels.pages import collapse_pages
 from moe_kernels.testing import random_indices
 
 LIBRARIES = {"vLLM": vllm.prepare, "SGLang": sglang.prepare, "SGLang int8": sglang.prepare_int8}
@@ -30,6 +31,8 @@ class Layer:
         down = torch.empty(E, H, I, dtype=dtype).normal_(0, I**-0.5)
         self.copies = copies_for(self.expert_bytes * E)
         self.weights = [(gate_up, down), *((gate_up.clone(), down.clone()) for _ in range(self.copies - 1))]
+        if session.huge_pages:
+            collapse_pages(weight for pair in self.weights for weight in pair)
         self.forwards: dict[str, Forward | None] = {}
         self.kept: dict[str, Any] = {}
 

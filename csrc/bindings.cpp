@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
+
 #include "bind_route_predictor.h"
 #include "common/cpu_features.h"
 #include "common/error.h"
@@ -158,6 +160,22 @@ void bind_experts(py::module_& m) {
         run_experts(x, indices, weights,
                     {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation, limit), interleaved},
                     out, pre, offsets, row_token, slot_row, threads);
+      },
+      Unlocked());
+  m.def(
+      "fused_experts_unchecked",
+      [](const TensorView& x, const TensorView& indices, const TensorView& weights, const TensorView& gate_up,
+         const TensorView& down, const TensorView* gate_up_bias, const TensorView* down_bias, int activation,
+         bool transposed, const TensorView& out, int threads) {
+        constexpr int64_t MOST = (int64_t{1} << 31) - 1;
+        if (indices.dims != 2 || indices.numel() == 0 || indices.numel() > MOST || moe::lowest(indices) < 0)
+          return false;
+        const moe::Weight up_weight(gate_up, transposed), down_weight(down, transposed);
+        moe::fused_experts(x, indices, weights,
+                           {up_weight, down_weight, gate_up_bias, down_bias,
+                            activation_from(activation, std::numeric_limits<float>::infinity()), false},
+                           out, nullptr, threads);
+        return true;
       },
       Unlocked());
   m.def(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from moe_kernels.native import native
 from moe_kernels.preferences import preferred
 
 # Ops with sums that a kernel might cut in another way when there are more rows; the others never depend on them.
@@ -139,6 +140,16 @@ def choose(op: str, backend: str | None, *tensors: torch.Tensor | None, batch_in
         if reasons[name] is None:
             return name
     raise BackendUnavailable(f"{op}: no backend serves this call: {reasons}")
+
+
+def unforced_on_cpu(op: str, suffix: str) -> Callable[..., Any] | None:
+    """Return the CPU backend's `<op><suffix>_cpu` unless another backend is asked for, or it cannot work here.
+
+    For arguments that are known to be ordinary CPU tensors: less than what `choose` has to look at.
+    """
+    if native()[0] is None or os.environ.get("MOE_KERNELS_BACKEND"):
+        return None
+    return _function("cpu", op, suffix)
 
 
 def kernel(

@@ -55,6 +55,17 @@ def _all_plain(values: Iterable[Any], grad: bool) -> bool:
     return True
 
 
+def plain_call(*arguments: Any) -> bool:
+    """Whether nothing lies between a public function and its implementation: as in `direct`, and no autocast."""
+    # Asked first, because torch.compile takes it for a constant and never sees the rest.
+    return (
+        not torch.compiler.is_compiling()
+        and nobody_listens()
+        and not torch._C._is_any_autocast_enabled()
+        and _all_plain(arguments, torch.is_grad_enabled())
+    )
+
+
 def direct(op: Callable[..., Any], implementation: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that does as `op` does, and calls its implementation at once where nothing lies between.
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from moe_kernels import validation
 from moe_kernels.gradients import in_place_targets
+from moe_kernels.ops.direct import plain_call
 from moe_kernels.ops.fused_experts_quantized import fused_experts_quantized
 from moe_kernels.ops.registration import define, needs_grad, under_autocast, weight_dtype
 from moe_kernels.quantized_weights import QuantizedWeight
-from moe_kernels.registry import choose, kernel
+from moe_kernels.registry import choose, kernel, unforced_on_cpu
 
 
 def _run(
@@ -286,6 +287,13 @@ def fused_experts(
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.
     """
+    ordinary = backend is None and limit is None and not (interleaved or dynamic)
+    if ordinary and plain_call(x, indices, weights, gate_up, down, gate_up_bias, down_bias):
+        at_once = unforced_on_cpu("fused_experts", "_unchecked")
+        if at_once is not None:
+            out = at_once(x, indices, weights, gate_up, down, gate_up_bias, down_bias, activation, transposed)
+            if out is not None:
+                return out  # type: ignore[no-any-return]
     x, gate_up, down, gate_up_bias, down_bias = under_autocast(  # type: ignore[assignment]
         x, gate_up, down, gate_up_bias, down_bias
     )

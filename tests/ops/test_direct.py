@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -136,6 +138,91 @@ def test_both_ways_give_the_same_bits():
         through_the_op = everything()
     for a, b in zip(direct_results, through_the_op, strict=True):
         assert torch.equal(a, b)
+
+
+def _experts(dtype=torch.float32, T=5, E=4, K=2, H=32, I=16):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    indices = torch.randint(0, E, (T, K), generator=generator)
+    routing = torch.rand(T, K, generator=generator)
+    return {
+        "x": draw(T, H),
+        "indices": indices,
+        "weights": routing,
+        "gate_up": draw(E, 2 * I, H),
+        "down": draw(E, H, I),
+    }
+
+
+CHANGES = {
+    "as it is": lambda a: {},
+    "int32": lambda a: {"indices": a["indices"].int()},
+    "sentinels": lambda a: {"indices": a["indices"] + 2},
+    "no tokens": lambda a: {name: a[name][:0] for name in ("x", "indices", "weights")},
+    "rows apart": lambda a: {"x": a["x"].repeat(1, 2)[:, :32]},
+    "columns apart": lambda a: {"indices": a["indices"].repeat_interleave(2, 1)[:, ::2]},
+    "routing in x's dtype": lambda a: {"weights": a["weights"].to(a["x"].dtype)},
+    "transposed": lambda a: {n: a[n].mT.contiguous() for n in ("gate_up", "down")} | {"transposed": True},
+    "strides": lambda a: {n: a[n].mT.contiguous().mT for n in ("gate_up", "down")},
+    "biases": lambda a: {"gate_up_bias": a["gate_up"][:, :, 0], "down_bias": a["down"][:, :, 0].contiguous()},
+    "no gate": lambda a: {"gate_up": a["gate_up"][:, :16], "activation": "gelu"},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("change", CHANGES)
+def test_experts_without_checks_give_the_same_bits(change, dtype):
+    arguments = _experts(dtype)
+    arguments |= CHANGES[change](arguments)
+    with Dispatches():
+        want = fused_experts(**arguments)
+    got = fused_experts(**arguments)
+    assert got.dtype == want.dtype and torch.equal(got, want)
+
+
+WRONG = {
+    "no tensor": {"x": None},
+    "a number": {"gate_up": 3},
+    "negative": {"indices": torch.tensor([[0, -1]] * 5)},
+    "float indices": {"indices": torch.zeros(5, 2)},
+    "other tokens": {"weights": torch.ones(4, 2)},
+    "other hidden size": {"x": torch.ones(5, 31)},
+    "other inner size": {"down": torch.ones(4, 32, 15)},
+    "other experts": {"down": torch.ones(3, 32, 16)},
+    "flat weight": {"gate_up": torch.ones(4, 32)},
+    "many dimensions": {"x": torch.ones(1, 1, 1, 1, 5, 32)},
+    "dtype": {"down": torch.ones(4, 32, 16, dtype=torch.bfloat16)},
+    "dtype of a bias": {"down_bias": torch.ones(4, 32, dtype=torch.bfloat16)},
+    "size of a bias": {"gate_up_bias": torch.ones(4, 31)},
+    "activation": {"activation": "tanh"},
+    "gpt_oss without a gate": {"gate_up": torch.ones(4, 16, 32), "activation": "gpt_oss"},
+}
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_experts_without_checks_leave_errors_to_the_checks(change):
+    arguments = _experts() | WRONG[change]
+    raised = []
+    for listener in (Dispatches, contextlib.nullcontext):
+        with listener(), pytest.raises((ValueError, TypeError)) as error:
+            fused_experts(**arguments)
+        raised.append(str(error.value))
+    assert raised[0] == raised[1]
+
+
+def test_experts_without_checks_are_not_taken_where_another_backend_is_asked_for(monkeypatch):
+    arguments = _experts()
+    monkeypatch.setenv("MOE_KERNELS_BACKEND", "nobody")
+    with pytest.raises(ValueError, match="nobody"):
+        fused_experts(**arguments)
+
+
+def test_experts_without_checks_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fused_experts(**_experts()).dtype == torch.bfloat16
 
 
 def test_an_output_has_no_gradient_and_a_changed_base_a_new_version():
