@@ -147,7 +147,7 @@ inline void rows_results_amx(char* out, DType dtype, int64_t out_stride, int64_t
       if (dtype == DType::f32) {
         float* to = reinterpret_cast<float*>(out) + o;
         store_first(to, line.low, std::min(width, TILE_SIDE));
-        store_first(to + TILE_SIDE, line.high, width - TILE_SIDE);
+        store_first(to + TILE_SIDE, line.high, std::max<int64_t>(width - TILE_SIDE, 0));
         continue;
       }
       const __m512i both = reinterpret_cast<__m512i>(
