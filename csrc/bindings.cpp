@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "bind_memory.h"
 #include "bind_route_predictor.h"
 #include "common/cpu_features.h"
 #include "common/error.h"
@@ -185,13 +186,13 @@ void bind_experts(py::module_& m) {
          const TensorView& offsets, const TensorView& row_token, const TensorView& slot_row, int activation,
          float limit, bool interleaved, bool transposed, const TensorView* grad_x, const TensorView* grad_weights,
          const TensorView* grad_gate_up, const TensorView* grad_down, const TensorView* grad_gate_up_bias,
-         const TensorView* grad_down_bias, bool add, int threads) {
+         const TensorView* grad_down_bias, bool add, bool stream, int threads) {
         const moe::Weight up_weight(gate_up, transposed), down_weight(down, transposed);
         moe::fused_experts_backward(
             grad, x, weights,
             {up_weight, down_weight, gate_up_bias, down_bias, activation_from(activation, limit), interleaved},
             {pre, offsets, row_token, slot_row},
-            {grad_x, grad_weights, grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias, add}, threads);
+            {grad_x, grad_weights, grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias, add, stream}, threads);
       },
       Unlocked());
   m.def(
@@ -245,6 +246,7 @@ PYBIND11_MODULE(_C, m) {
   bind_experts(m);
   bind_rates(m);
   bind_route_predictor(m);
+  bind_memory(m);
   bind_io(m);
   m.def("isa", [] { return std::string(moe::kernels().name); }, "Name of the instruction set that the kernels use.");
   m.def("usable_isas", &moe::usable_isas, "What MOE_KERNELS_ISA may be here, the best first.");

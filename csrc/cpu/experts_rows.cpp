@@ -30,18 +30,24 @@ void activation_backward_by_rows(const Kernels& kern, const ExpertShape& shape, 
                                  const Rows& grad, const TensorView& pre, const Chunks& chunks, const float* row_weight,
                                  const InnerRows& inner, int threads) {
   const bool quantized = shape.down.quantized != nullptr;
-  const RowTasks tasks(chunks, shape.inner, PARTIAL, quantized ? BLOCK_ROWS : shape.inner + PARTIAL, threads);
-  const int64_t N = shape.rows(), columns = tasks.columns, weight_floats = shape.down.backward_floats(columns);
+  // Rows of results that are taken out of a product at a time.
+  constexpr int64_t ROWS = 32;
+  const RowTasks tasks(*kern.rows, chunks, shape.inner, PARTIAL, quantized ? BLOCK_ROWS : 0, threads);
+  const int64_t N = shape.rows(), columns = tasks.columns, floats = ROWS * columns + RowBuffers::floats(columns);
   for_each_task(tasks.list, threads, [&](const Task& task, const Task*) {
     const Chunk& chunk = chunks.list[task.chunk];
-    RowScratch scratch(*kern.rows, tasks, RowBuffers::floats(columns) + weight_floats);
-    const RowBuffers row(scratch.more, columns);
-    row_product(kern, chunks, task, grad, shape.hidden, shape.down, 0, scratch.result, columns,
-                scratch.more + RowBuffers::floats(columns), scratch.inner);
+    RowScratch scratch(*kern.rows, tasks, floats + shape.down.backward_floats(columns));
+    float* results = scratch.more;
+    const RowBuffers row(results + ROWS * columns, columns);
+    const Operand right =
+        row_product(kern, chunks, task, grad, shape.hidden, shape.down, 0, scratch.more + floats, scratch.inner);
     const int64_t first = task.first, count = task.count, pre_item = item_size(pre.dtype);
     for (int64_t i = 0; i < chunk.count; ++i) {
+      if (i % ROWS == 0)
+        kern.rows->results(reinterpret_cast<char*>(results), DType::f32, columns * 4, i,
+                           std::min(ROWS, chunk.count - i), chunk.count, right, count, scratch.inner);
       const int64_t n = chunk.first + i;
-      float* grad_act = scratch.result + i * columns;
+      float* grad_act = results + i % ROWS * columns;
       const char* pre_row = pre.row(n);
       if (experts.interleaved) {
         kern.load(row.both, pre_row + 2 * first * pre_item, pre.dtype, 2 * count);
@@ -73,13 +79,14 @@ void activation_backward_by_rows(const Kernels& kern, const ExpertShape& shape, 
 }
 
 void input_gradient_by_rows(const Kernels& kern, const ExpertShape& shape, const Chunks& chunks, const char* grad_pre,
-                            const int32_t* slot_row, float* y, int64_t slice, const TensorView& out, int threads) {
+                            const int32_t* slot_row, char* y, DType y_dtype, int64_t slice, const TensorView& out,
+                            int threads) {
   const Rows rows{grad_pre, DType::bf16, shape.wide, nullptr, nullptr};
   for (int64_t first = 0; first < shape.hidden; first += slice) {
     const int64_t count = std::min(slice, shape.hidden - first);
-    product_of_rows(kern, chunks, rows, shape.wide, shape.gate_up, first, count, y, threads);
-    sum_rows(out.data, out.dtype, shape.hidden, first, count, shape.tokens, reinterpret_cast<const char*>(y),
-             DType::f32, count, {slot_row, shape.slots, nullptr, nullptr}, nullptr, nullptr, nullptr, threads);
+    product_of_rows(kern, chunks, rows, shape.wide, shape.gate_up, first, count, y, y_dtype, threads);
+    sum_rows(out.data, out.dtype, shape.hidden, first, count, shape.tokens, y, y_dtype, count,
+             {slot_row, shape.slots, nullptr, nullptr}, nullptr, nullptr, nullptr, threads);
   }
 }
 

@@ -22,9 +22,9 @@ void activation_backward_by_rows(const Kernels& kernels, const ExpertShape& shap
                                  const Rows& grad, const TensorView& pre, const Chunks& chunks, const float* row_weight,
                                  const InnerRows& inner, int threads);
 
-// out (T, H) = Σ over a token's slots of grad_pre · gate_up; y is scratch (N, slice).
+// out (T, H) = Σ over a token's slots of grad_pre · gate_up; y is scratch (N, slice) of y_dtype.
 void input_gradient_by_rows(const Kernels& kernels, const ExpertShape& shape, const Chunks& chunks,
-                            const char* grad_pre, const int32_t* slot_row, float* y, int64_t slice,
+                            const char* grad_pre, const int32_t* slot_row, char* y, DType y_dtype, int64_t slice,
                             const TensorView& out, int threads);
 
 }  // namespace moe

@@ -117,13 +117,16 @@ void backward_by_rows(const Kernels& kern, const ExpertShape& shape, const Exper
   const int32_t* slot_row = saved.slot_row.as<const int32_t>();
   const int64_t N = shape.rows(), slice = row_slice(N, shape.hidden);
   const int64_t grad_bytes = N * shape.wide * 2, act_bytes = N * shape.inner * 2;
-  const int64_t partials = (shape.inner + PARTIAL - 1) / PARTIAL * N, y_floats = gradients.x ? N * slice : 0;
+  // A row's part of dx is rounded to bfloat16 where dx is, as the forward does with its results.
+  const DType y_dtype = gradients.x && gradients.x->dtype == DType::bf16 ? DType::bf16 : DType::f32;
+  const int64_t partials = (shape.inner + PARTIAL - 1) / PARTIAL * N;
+  const int64_t y_bytes = gradients.x ? N * slice * item_size(y_dtype) : 0;
   Workspace workspace(Workspace::padded<char>(grad_bytes) + Workspace::padded<char>(act_bytes) +
-                      Workspace::padded<float>(partials) + Workspace::padded<float>(y_floats));
+                      Workspace::padded<float>(partials) + Workspace::padded<char>(y_bytes));
   const InnerRows inner{workspace.take<char>(grad_bytes), workspace.take<char>(act_bytes),
                         workspace.take<float>(partials)};
-  float* y = workspace.take<float>(y_floats);
-  const Chunks chunks = cut_into_chunks(kern, *kern.pairs, offsets, shape.count);
+  char* y = workspace.take<char>(y_bytes);
+  const Chunks chunks = cut_into_row_chunks(offsets, shape.count);
   const Rows grad_pre{inner.grad_pre, DType::bf16, shape.wide, nullptr, nullptr};
   const Rows act{inner.act, DType::bf16, shape.inner, nullptr, nullptr};
 
@@ -131,16 +134,16 @@ void backward_by_rows(const Kernels& kern, const ExpertShape& shape, const Exper
   if (gradients.weights)
     weights_gradient(kern, shape, experts, grad, offsets, slot_row, inner.partial, *gradients.weights, threads);
   if (gradients.x)
-    input_gradient_by_rows(kern, shape, chunks, inner.grad_pre, slot_row, y, slice, *gradients.x, threads);
+    input_gradient_by_rows(kern, shape, chunks, inner.grad_pre, slot_row, y, y_dtype, slice, *gradients.x, threads);
   if (gradients.gate_up) {
     const bool across = shape.gate_up.transposed;
     outer_product(*kern.rows, offsets, across ? x : grad_pre, across ? grad_pre : x, *gradients.gate_up, gradients.add,
-                  threads);
+                  gradients.stream, threads);
   }
   if (gradients.down) {
     const bool across = shape.down.transposed;
     outer_product(*kern.rows, offsets, across ? act : grad, across ? grad : act, *gradients.down, gradients.add,
-                  threads);
+                  gradients.stream, threads);
   }
   if (gradients.gate_up_bias) bias_gradient_of_rows(kern, offsets, grad_pre, nullptr, *gradients.gate_up_bias, threads);
   if (gradients.down_bias) bias_gradient_of_rows(kern, offsets, grad, row_weight.data(), *gradients.down_bias, threads);

@@ -66,7 +66,8 @@ void input_gradient(const Kernels& kern, const Form& form, const GroupedShape& s
     if (dy)
       packed_product(kern, form, shape, chunks, dy, y, first, count, threads);
     else
-      product_of_rows(kern, chunks, grad, shape.outputs, shape.w, first, count, y, threads);
+      product_of_rows(kern, chunks, grad, shape.outputs, shape.w, first, count, reinterpret_cast<char*>(y), DType::f32,
+                      threads);
     if (want.row_scale)
       parallel_for((shape.valid_rows + 63) / 64, threads, [&](int64_t group) {
         for (int64_t n = group * 64; n < std::min(shape.valid_rows, (group + 1) * 64); ++n)
@@ -90,7 +91,10 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   const GroupedShape shape(op, a);
   check_float(op, "grad", grad, {a.slot_row ? a.slot_row->shape[0] : shape.rows, shape.outputs});
   const Form& form = kern.form(a.w.quantized ? a.x.dtype : a.w.dtype(), a.x.dtype);
-  const Chunks chunks = cut_into_chunks(kern, form, shape.offsets, shape.experts);
+  // Rows as they lie, where the instruction set has products for them.
+  const bool by_rows = kern.rows && &form == kern.pairs;
+  const Chunks chunks = by_rows ? cut_into_row_chunks(shape.offsets, shape.experts)
+                                : cut_into_chunks(kern, form, shape.offsets, shape.experts);
   threads = threads_for(threads, shape.time());
 
   // The token whose gradient a row gets; a row that no slot reads gets none.
@@ -113,8 +117,6 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
   const int32_t* row_token = a.row_token ? a.row_token->as<const int32_t>() : nullptr;
   const Rows x_rows{a.x.data, a.x.dtype, shape.inputs, row_token, nullptr};
 
-  // Rows as they lie, where the instruction set has products for them.
-  const bool by_rows = kern.rows && &form == kern.pairs;
   const int64_t right_words = by_rows ? 0 : chunks.columns * form.words(shape.outputs);
   const int64_t left_bytes = by_rows ? 0 : chunks.columns * shape.outputs * item_size(form.left);
   Workspace workspace(Workspace::padded<float>(right_words) + Workspace::padded<char>(left_bytes));
@@ -149,7 +151,7 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
     scaled.scale = scale;
     if (by_rows)
       outer_product(*kern.rows, shape.offsets, a.w.transposed ? scaled : grad_rows, a.w.transposed ? grad_rows : scaled,
-                    *grad_w, false, threads);
+                    *grad_w, false, false, threads);
     else
       weight_gradient(kern, form, chunks, dy.left, shape.outputs, scaled, shape.inputs, *grad_w, a.w.transposed, false,
                       threads);

@@ -88,7 +88,8 @@ struct ExpertGradients {
   const TensorView* down;
   const TensorView* gate_up_bias;
   const TensorView* down_bias;
-  bool add = false;  // gate_up's and down's are added to what is there
+  bool add = false;     // gate_up's and down's are added to what is there
+  bool stream = false;  // or else they go past the caches: their memory was in use before
 };
 
 void fused_experts_backward(const TensorView& grad, const TensorView& x, const TensorView& weights,

@@ -82,9 +82,20 @@ inline void pack_left_across(char* tiles, int64_t tile_step, const Rows& rows, i
 
 // Four tiles of float32 sums, a block of 32 by 32 floats: += left (two tiles, `left_step` bytes apart) · right (two
 // tiles side by side), over `steps` of 32 k.
-template <int ROWS>
+// Which operand passes the first-level cache by, because the other one stays there.
+enum class Streamed { left, right };
+template <int TILE, bool STREAMED>
+MOE_INLINE void operand_tile(const char* tile) {
+  if constexpr (STREAMED)
+    tile_stream<TILE>(tile, TILE_ROW_BYTES);
+  else
+    tile_load<TILE>(tile, TILE_ROW_BYTES);
+}
+
+template <int ROWS, Streamed PAST>
 inline void multiply_tiles(float* block, const char* left, int64_t left_step, const char* right, int64_t steps,
                            bool accumulate) {
+  constexpr bool LEFT = PAST == Streamed::left, RIGHT = PAST == Streamed::right;
   constexpr int64_t STRIDE = TILE_PAIR * 4;
   float* below = block + TILE_SIDE * TILE_PAIR;
   if (accumulate) {
@@ -99,13 +110,13 @@ inline void multiply_tiles(float* block, const char* left, int64_t left_step, co
     tile_zero<3>();
   }
   for (int64_t s = 0; s < steps; ++s, left += TILE_BYTES, right += 2 * TILE_BYTES) {
-    tile_load<6>(right, TILE_ROW_BYTES);
-    tile_load<4>(left, TILE_ROW_BYTES);
+    operand_tile<6, RIGHT>(right);
+    operand_tile<4, LEFT>(left);
     tile_dot_bf16<0, 4, 6>();
-    tile_load<7>(right + TILE_BYTES, TILE_ROW_BYTES);
+    operand_tile<7, RIGHT>(right + TILE_BYTES);
     tile_dot_bf16<1, 4, 7>();
     if constexpr (ROWS == 2) {
-      tile_load<5>(left + left_step, TILE_ROW_BYTES);
+      operand_tile<5, LEFT>(left + left_step);
       tile_dot_bf16<2, 5, 6>();
       tile_dot_bf16<3, 5, 7>();
     }

@@ -150,14 +150,20 @@ struct Form {
 // Products for the backward of bfloat16 weights that take data as it lies, row by row. An instruction set without them
 // makes its gradients with a Form.
 struct RowForm {
-  // out[n * out_stride + o] = Σ_k a(n, k) · w(o, k) for n < count, o < columns, k < depth, w being bfloat16 and a
-  // rounded to it. Each element is added up in the same order whatever `count` and `columns` are.
-  void (*product)(float* out, int64_t out_stride, const Rows& a, int64_t count, int64_t depth, const Operand& w,
-                  int64_t columns, char* scratch);
+  // Σ_k a(n, k) · w(o, k) for n < count, o < columns, k < depth, w being bfloat16 and a rounded to it: the sums stay in
+  // `scratch`. Each is added up in the same order whatever `count` and `columns` are.
+  void (*product)(const Rows& a, int64_t count, int64_t depth, const Operand& w, int64_t columns, char* scratch);
+  // Rows [first, first + rows) of such sums, to rows of float32 or bfloat16 that lie out_stride bytes apart; bfloat16
+  // goes past the caches.
+  void (*results)(char* out, DType dtype, int64_t out_stride, int64_t first, int64_t rows, int64_t count,
+                  const Operand& w, int64_t columns, char* scratch);
+  // Columns that `count` rows should meet at a time.
+  int64_t (*product_columns)(int64_t count);
   // out(m, c) (+)= Σ_n a(n, m) · b(n, c) for m < features, c < columns, n < count, with one rounding. out is bfloat16,
-  // its rows out_stride bytes apart. At most outer_block(count) features.
+  // its rows out_stride bytes apart. At most outer_block(count) features. `stream`: results go past the caches, which
+  // is faster unless the system has just cleared the memory.
   void (*outer)(char* out, int64_t out_stride, const Rows& a, int64_t features, const Rows& b, int64_t columns,
-                int64_t count, bool add, char* scratch);
+                int64_t count, bool add, bool stream, char* scratch);
   int64_t (*outer_block)(int64_t count);
   // Bytes of scratch that they need.
   int64_t (*product_scratch)(int64_t count, int64_t columns);

@@ -4,18 +4,12 @@
 #include "amx_int8.h"
 #include "amx_low_rank.h"
 #include "amx_nf4.h"
-#include "amx_outer.h"
-#include "amx_rows.h"
 #include "stream.h"
 #include "table.h"
 
 namespace moe {
-namespace {
-constexpr RowForm AMX_ROWS = {rows_product_amx, outer_product_amx, outer_block_amx, rows_scratch_amx,
-                              outer_scratch_amx};
-}  // namespace
-
+extern const RowForm row_kernels_amx;
 extern const Kernels kernels_amx;
-const Kernels kernels_amx = make_table("amx", {&AMX_DENSE, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, &AMX_ROWS, shrink_amx,
-                                               pack_expand_amx, expand_amx, stream_transposed});
+const Kernels kernels_amx = make_table("amx", {&AMX_DENSE, &AMX_NF4, &AMX_INT8, &AMX_INT8_INT8, &row_kernels_amx,
+                                               shrink_amx, pack_expand_amx, expand_amx, stream_transposed});
 }  // namespace moe

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_kernels.backends.cpu.arguments import integers, result, result_float, rows, rows_or_none, weight
+from moe_kernels.backends.cpu.kept_memory import kept_result
 from moe_kernels.native import core, view, view_or_none
 
 # The codes of csrc/cpu/isa/kernels.h.
@@ -34,7 +35,7 @@ def fused_experts_cpu(
     gate_up_bias, down_bias = rows_or_none(gate_up_bias), rows_or_none(down_bias)
     T, K = indices.shape
     out = result(x, x.shape)
-    pre = result(x, (T * K, gate_up.shape[2 if transposed else 1]), save)
+    pre, _ = kept_result(x, (T * K, gate_up.shape[2 if transposed else 1]), save)
     offsets, row_token = integers((down.shape[0] + 1,), save), integers((T * K,), save)
     slot_row = integers((T, K), save)
     core().fused_experts(
@@ -139,11 +140,13 @@ def fused_experts_backward_cpu(
     gate_up_bias, down_bias = rows_or_none(gate_up_bias), rows_or_none(down_bias)
     E, wide = gate_up.shape[0], gate_up.shape[2 if transposed else 1]
     needs = (need_x, need_weights, need_gate_up, need_down, need_gate_up_bias, need_down_bias)
+    grad_gate_up, gate_up_used = kept_result(gate_up, gate_up.shape, need_gate_up and into is None)
+    grad_down, down_used = kept_result(down, down.shape, need_down and into is None)
     grads = (
         result(x, x.shape, need_x),
         result_float(x, weights.shape, need_weights),
-        result(gate_up, gate_up.shape, need_gate_up and into is None),
-        result(down, down.shape, need_down and into is None),
+        grad_gate_up,
+        grad_down,
         result(x, (E, wide), need_gate_up_bias),
         result(x, (E, x.shape[1]), need_down_bias),
     )
@@ -167,6 +170,7 @@ def fused_experts_backward_cpu(
         *(view_or_none(g) if n else None for g, n in zip(into or grads[2:4], needs[2:4], strict=True)),
         *(view(g) if needed else None for g, needed in zip(grads[4:], needs[4:], strict=True)),
         into is not None,
+        gate_up_used and down_used,
         torch.get_num_threads(),
     )
     return grads
