@@ -167,8 +167,9 @@ inline __attribute__((always_inline)) void tile_store(void* base, int64_t stride
   DO(0, 4, 7)                                                                                                 \
   DO(0, 5, 7)                                                                                                 \
   DO(1, 4, 6)                                                                                                 \
-  DO(1, 5, 6) DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) DO(2, 4, 7) DO(2, 5, 7) DO(3, 4, 6) DO(3, 5, 6) \
-      DO(3, 4, 7) DO(3, 5, 7)
+  DO(1, 5, 6)                                                                                                 \
+  DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) DO(2, 4, 7) DO(2, 5, 7) DO(3, 4, 6) DO(3, 5, 6) DO(3, 4, 7) \
+      DO(3, 5, 7)
 template <int C, int A, int B>
 inline __attribute__((always_inline)) void tile_dot_bf16() {
   static_assert(C >= 0 && C < 4 && (A == 4 || A == 5) && (B == 6 || B == 7), "tiles of these roles");
