@@ -12,7 +12,7 @@ from moe_kernels import fused_experts
 
 quantized_weights = pytest.importorskip("moe_kernels.quantized_weights", reason="no quantized weights in this build")
 
-COUNTS = (1, 64), (1, 16, 64, 256, 1024)
+COUNTS = (1, 64), (1, 4, 16, 64, 256, 1024, 4096)
 # "dynamic": the activations are quantized as well, for each token.
 FORMATS = ("int8", "int8 dynamic", "NF4")
 

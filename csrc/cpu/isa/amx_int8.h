@@ -214,7 +214,9 @@ inline void product_amx_int8(float* c, int64_t ldc, const Operand& a, int64_t ro
                              int64_t ldb, int64_t columns, bool, float*) {
   const int64_t plane = (depth + 63) / 64 * FEW_WORDS, right = (columns + TILE_SIDE - 1) / TILE_SIDE * PLANES;
   const float* factor = b + PLANES * plane * ldb;
-  tile_begin();
+  tile_begin(columns <= AMX_FEW ? columns : TILE_SIDE);
+  // The rows' factors are wanted when the first sums are done.
+  for (int64_t m = 0; a.scale_stride == 1 && m < rows; m += 16) __builtin_prefetch(a.scale + m, 0, 3);
   if (right <= AMX_INT8_NARROW)
     product_amx_int8_of_width<PLANES>(right, c, ldc, a, rows, depth, b, factor, plane, columns);
   else

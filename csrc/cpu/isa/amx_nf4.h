@@ -20,15 +20,24 @@ constexpr int64_t AMX_NF4_NARROW = 4;
 // k that are unpacked at a time for more columns: 32 rows of them stay in the first-level cache.
 constexpr int64_t AMX_NF4_SPAN = 512;
 
-// The 64 values of a block as 16 words each of two tiles: the levels times the block's factor are a table of 16.
-MOE_INLINE void nf4_block(float* first, float* second, const char* codes, const float* scale, __m512 levels) {
+// The 64 values of a block as 16 words each of two tiles, by a table of 16 values, twice.
+MOE_INLINE void nf4_look_up(float* tiles, const char* codes, __m512i table) {
   const __m512i shift_first = _mm512_setr_epi32(4, 4, 4, 4, 4, 4, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0);
   const __m512i shift_second = _mm512_setr_epi32(12, 12, 12, 12, 12, 12, 12, 12, 8, 8, 8, 8, 8, 8, 8, 8);
-  const __m256i values = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_mul_ps(levels, _mm512_set1_ps(*scale))));
-  const __m512i table = _mm512_broadcast_i64x4(values);
   const __m512i block = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
-  store(first, nf4_levels(table, _mm512_srlv_epi32(block, shift_first)));
-  store(second, nf4_levels(table, _mm512_srlv_epi32(block, shift_second)));
+  store(tiles, nf4_levels(table, _mm512_srlv_epi32(block, shift_first)));
+  store(tiles + NF4_TILE, nf4_levels(table, _mm512_srlv_epi32(block, shift_second)));
+}
+
+// A block each of two rows. The table is the levels times the block's factor: both are rounded by one instruction,
+// which takes as long for one.
+MOE_INLINE void nf4_two_rows(float* tiles, const char* codes, int64_t row_bytes, const float* scale,
+                             int64_t scale_stride, __m512 levels) {
+  const __m512 first = _mm512_mul_ps(levels, _mm512_set1_ps(*scale));
+  const __m512 second = _mm512_mul_ps(levels, _mm512_set1_ps(scale[scale_stride]));
+  const __m512i tables = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+  nf4_look_up(tiles, codes, _mm512_shuffle_i64x2(tables, tables, 0x44));
+  nf4_look_up(tiles + TILE_SIDE, codes + row_bytes, _mm512_shuffle_i64x2(tables, tables, 0xee));
 }
 
 // A block each of up to 16 rows as two tiles; what rows that do not exist have there is left.
@@ -36,26 +45,21 @@ MOE_INLINE void nf4_tiles(float* tiles, const char* codes, int64_t row_bytes, co
                           int64_t rows) {
   const __m512 levels = _mm512_loadu_ps(NF4_LEVELS);
   if (rows == TILE_SIDE) {
-    // Four at a time, by hand: for more the compiler keeps an address for each row, and not in registers.
-#pragma GCC unroll 1
-    for (int64_t r = 0; r < TILE_SIDE; r += 4) {
-      nf4_block(tiles, tiles + NF4_TILE, codes, scale, levels);
-      nf4_block(tiles + TILE_SIDE, tiles + NF4_TILE + TILE_SIDE, codes + row_bytes, scale + scale_stride, levels);
+    // Four at a time: for more the compiler keeps an address for each row, and not in registers.
+#pragma GCC unroll 2
+    for (int64_t r = 0; r < TILE_SIDE; r += 2) {
+      nf4_two_rows(tiles + r * TILE_SIDE, codes, row_bytes, scale, scale_stride, levels);
       codes += 2 * row_bytes;
       scale += 2 * scale_stride;
-      nf4_block(tiles + 2 * TILE_SIDE, tiles + NF4_TILE + 2 * TILE_SIDE, codes, scale, levels);
-      nf4_block(tiles + 3 * TILE_SIDE, tiles + NF4_TILE + 3 * TILE_SIDE, codes + row_bytes, scale + scale_stride,
-                levels);
-      codes += 2 * row_bytes;
-      scale += 2 * scale_stride;
-      tiles += 4 * TILE_SIDE;
     }
     return;
   }
 #pragma GCC unroll 1
-  for (int64_t r = 0; r < rows; ++r)
-    nf4_block(tiles + r * TILE_SIDE, tiles + NF4_TILE + r * TILE_SIDE, codes + r * row_bytes, scale + r * scale_stride,
-              levels);
+  for (int64_t r = 0; r < rows; ++r) {
+    const __m256i values =
+        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_mul_ps(levels, _mm512_set1_ps(scale[r * scale_stride]))));
+    nf4_look_up(tiles + r * TILE_SIDE, codes + r * row_bytes, _mm512_broadcast_i64x4(values));
+  }
 }
 
 // Products of a block of 16 rows with COLUMNS tiles on the right, added to tiles 0 to COLUMNS - 1.
@@ -81,7 +85,8 @@ MOE_INLINE void amx_nf4_dots(const float* left, const float* right, int64_t ldb)
   }
 }
 
-// The rows of a tile, `stride` bytes apart, and where those of the next one begin.
+// The rows of a tile, `stride` bytes apart, and what to fetch meanwhile: codes from where the next tile's begin, and a
+// line of the next group's factors with each block.
 struct Nf4Rows {
   const char* codes;
   int64_t stride;
@@ -89,6 +94,7 @@ struct Nf4Rows {
   int64_t scale_stride;
   int64_t count;
   const char* next;
+  const char* next_scales;
 };
 
 // 16 rows by all columns: a block of each row is unpacked while the tiles of the one before are multiplied. Both fit
@@ -119,6 +125,7 @@ inline void amx_nf4_narrow(float* c, int64_t ldc, const Nf4Rows& rows, int64_t b
     const char* ahead = line < lines ? codes + AHEAD * 64 : rows.next ? rows.next + (line - lines) * 64 : codes;
     ahead += j % 2 * (TILE_SIDE / 2) * rows.stride;
     for (int64_t r = 0; r < TILE_SIDE / 2; ++r) __builtin_prefetch(ahead + r * rows.stride, 0, 2);
+    if (rows.next_scales) __builtin_prefetch(rows.next_scales + j * 64, 0, 2);
     nf4_tiles(tiles[j % 2], codes, rows.stride, scale, rows.scale_stride, rows.count);
     if (j == 0) continue;
     amx_nf4_dots<COLUMNS>(tiles[(j - 1) % 2], b, ldb);
@@ -131,47 +138,35 @@ inline void amx_nf4_narrow(float* c, int64_t ldc, const Nf4Rows& rows, int64_t b
   if constexpr (COLUMNS > 3) tile_store<3>(c + 3 * TILE_SIDE, ldc * 4);
 }
 
+// The factors of the row whose codes are at `row`, as far as both lie in the tensors of `a`: only for fetching.
+MOE_INLINE const char* factors_at(const Operand& a, const char* row, int64_t row_bytes) {
+  const int64_t apart = (reinterpret_cast<intptr_t>(row) - reinterpret_cast<intptr_t>(a.base)) / row_bytes;
+  return reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(a.scale) + apart * a.scale_stride * 4);
+}
+
 template <int COLUMNS>
 inline void product_amx_nf4_narrow(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
-                                   int64_t ldb, int64_t columns, bool accumulate) {
-  const bool few = COLUMNS == 1 && columns <= AMX_FEW;
+                                   int64_t ldb, bool accumulate) {
   const int64_t blocks = depth / NF4_BLOCK, row_bytes = a.row_stride / 2;
-  // What few columns give is copied after the next rows are under way.
-  alignas(64) float sums[2][NF4_TILE];
-  float* waiting = nullptr;
-  int64_t turn = 0, waiting_stride = 0, waiting_count = 0;
-  const auto copy = [&](const float* from) {
-    for (int64_t r = 0; waiting && r < waiting_count; ++r)
-      store_first(waiting + r * waiting_stride, load(from + r * TILE_SIDE), columns);
-  };
   for (int64_t m = 0; m < rows;) {
     const int64_t apart = rows_apart(row_bytes, rows - m);
     const int64_t height = apart * TILE_SIDE;
+    // A group's factors are as many lines as it has tiles times blocks.
+    const char* group = m + height < rows ? a.base + (m + height) * row_bytes : a.next;
+    const char* scales = group ? factors_at(a, group, row_bytes) : nullptr;
     for (int64_t i = 0; i < apart; ++i) {
-      const char* next = i + 1 < apart       ? a.base + (m + i + 1) * row_bytes
-                         : m + height < rows ? a.base + (m + height) * row_bytes
-                                             : a.next;
-      const Nf4Rows tile{a.base + (m + i) * row_bytes,       apart * row_bytes,
-                         a.scale + (m + i) * a.scale_stride, apart * a.scale_stride,
-                         std::min(rows - m, TILE_SIDE),      next};
-      float* to = c + (m + i) * ldc;
-      if (!few) {
-        amx_nf4_narrow<COLUMNS>(to, apart * ldc, tile, blocks, b, ldb, accumulate);
-        continue;
-      }
-      float* sum = sums[turn];
-      if (accumulate)
-        for (int64_t r = 0; r < tile.count; ++r) store(sum + r * TILE_SIDE, load_first(to + r * apart * ldc, columns));
-      amx_nf4_narrow<COLUMNS>(sum, TILE_SIDE, tile, blocks, b, ldb, accumulate);
-      copy(sums[1 - turn]);
-      waiting = to;
-      waiting_stride = apart * ldc;
-      waiting_count = tile.count;
-      turn = 1 - turn;
+      const char* next = i + 1 < apart ? a.base + (m + i + 1) * row_bytes : group;
+      const Nf4Rows tile{a.base + (m + i) * row_bytes,
+                         apart * row_bytes,
+                         a.scale + (m + i) * a.scale_stride,
+                         apart * a.scale_stride,
+                         std::min(rows - m, TILE_SIDE),
+                         next,
+                         scales ? scales + i * blocks * 64 : nullptr};
+      amx_nf4_narrow<COLUMNS>(c + (m + i) * ldc, apart * ldc, tile, blocks, b, ldb, accumulate);
     }
     m += height;
   }
-  copy(sums[1 - turn]);
 }
 
 // One or two tiles of rows by one or two of columns.
@@ -235,20 +230,20 @@ inline void product_amx_nf4_wide(float* c, int64_t ldc, const Operand& a, int64_
 
 template <int COLUMNS = AMX_NF4_NARROW>
 inline void product_amx_nf4_of_width(int64_t width, float* c, int64_t ldc, const Operand& a, int64_t rows,
-                                     int64_t depth, const float* b, int64_t ldb, int64_t columns, bool accumulate) {
+                                     int64_t depth, const float* b, int64_t ldb, bool accumulate) {
   if (width == COLUMNS)
-    product_amx_nf4_narrow<COLUMNS>(c, ldc, a, rows, depth, b, ldb, columns, accumulate);
+    product_amx_nf4_narrow<COLUMNS>(c, ldc, a, rows, depth, b, ldb, accumulate);
   else if constexpr (COLUMNS > 1)
-    product_amx_nf4_of_width<COLUMNS - 1>(width, c, ldc, a, rows, depth, b, ldb, columns, accumulate);
+    product_amx_nf4_of_width<COLUMNS - 1>(width, c, ldc, a, rows, depth, b, ldb, accumulate);
 }
 
 inline void product_amx_nf4(float* c, int64_t ldc, const Operand& a, int64_t rows, int64_t depth, const float* b,
                             int64_t ldb, int64_t columns, bool accumulate, float* scratch) {
   if (depth == 0 || columns == 0) return;
   const int64_t width = (columns + TILE_SIDE - 1) / TILE_SIDE;
-  tile_begin();
+  tile_begin(columns <= AMX_FEW ? columns : TILE_SIDE);
   if (width <= AMX_NF4_NARROW)
-    product_amx_nf4_of_width(width, c, ldc, a, rows, depth, b, ldb, columns, accumulate);
+    product_amx_nf4_of_width(width, c, ldc, a, rows, depth, b, ldb, accumulate);
   else
     product_amx_nf4_wide(c, ldc, a, rows, depth, b, ldb, columns, accumulate, scratch);
   tile_end();

@@ -1,5 +1,5 @@
-// AMX tiles: 8 registers of 16 rows by 64 bytes. With MOE_EMULATE_AMX they are memory, and the products follow the
-// instructions' definition step by step, so that the kernels can be tested where there is no AMX.
+// AMX tiles: 8 registers of 16 rows by up to 64 bytes. With MOE_EMULATE_AMX they are memory, and the products follow
+// the instructions' definition step by step, so that the kernels can be tested where there is no AMX.
 #pragma once
 
 #include <immintrin.h>
@@ -20,10 +20,15 @@ struct EmulatedTile {
   alignas(64) uint8_t row[TILE_SIDE][TILE_ROW_BYTES];
 };
 thread_local EmulatedTile emulated[8];
+thread_local int64_t emulated_columns = TILE_SIDE;
 
 // Around each product. (No object with a destructor: this code must not bring exception handling with it.)
-inline void tile_begin() {}
+inline void tile_begin(int64_t columns = TILE_SIDE) { emulated_columns = columns; }
 inline void tile_end() {}
+
+inline size_t tile_row_bytes(int tile) {
+  return static_cast<size_t>(tile == 4 || tile == 5 ? TILE_ROW_BYTES : emulated_columns * 4);
+}
 
 template <int TILE>
 inline void tile_zero() {
@@ -31,8 +36,9 @@ inline void tile_zero() {
 }
 template <int TILE>
 inline void tile_load(const void* base, int64_t stride) {
+  std::memset(&emulated[TILE], 0, sizeof emulated[TILE]);
   for (int64_t r = 0; r < TILE_SIDE; ++r)
-    std::memcpy(emulated[TILE].row[r], static_cast<const char*>(base) + r * stride, TILE_ROW_BYTES);
+    std::memcpy(emulated[TILE].row[r], static_cast<const char*>(base) + r * stride, tile_row_bytes(TILE));
 }
 template <int TILE>
 inline void tile_stream(const void* base, int64_t stride) {
@@ -41,7 +47,7 @@ inline void tile_stream(const void* base, int64_t stride) {
 template <int TILE>
 inline void tile_store(void* base, int64_t stride) {
   for (int64_t r = 0; r < TILE_SIDE; ++r)
-    std::memcpy(static_cast<char*>(base) + r * stride, emulated[TILE].row[r], TILE_ROW_BYTES);
+    std::memcpy(static_cast<char*>(base) + r * stride, emulated[TILE].row[r], tile_row_bytes(TILE));
 }
 
 template <typename T>
@@ -88,18 +94,35 @@ inline void tile_dot_int8() {
 
 #else
 
-// All eight tiles have their full size; what is smaller is filled up with zeros in memory.
-inline void tile_begin() {
-  struct alignas(64) Config {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+// What LDTILECFG reads. Tiles 4 and 5 have their full size; what is smaller is filled up with zeros in memory. The
+// others have 16 rows of `columns` words: rows that lie closer than 64 bytes are then read without what follows them,
+// six times as fast where they are a word each (Xeon with AMX, 2.2 instead of 13.3 ns a tile).
+struct alignas(64) TileConfig {
+  constexpr TileConfig() : TileConfig(TILE_SIDE) {}
+  explicit constexpr TileConfig(int64_t columns) {
+    for (int t = 0; t < 8; ++t) {
+      rows[t] = TILE_SIDE;
+      row_bytes[t] = static_cast<uint16_t>(t == 4 || t == 5 ? TILE_ROW_BYTES : columns * 4);
+    }
+  }
+
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+static_assert(sizeof(TileConfig) == 64, "the layout that LDTILECFG reads");
+
+inline void tile_begin(int64_t columns = TILE_SIDE) {
+  struct Each {
+    constexpr Each() {
+      for (int64_t n = 0; n < TILE_SIDE; ++n) columns[n] = TileConfig(n + 1);
+    }
+    TileConfig columns[TILE_SIDE];
   };
-  static_assert(sizeof(Config) == 64, "the layout that LDTILECFG reads");
-  static constexpr Config CONFIG;
-  _tile_loadconfig(&CONFIG);
+  static constexpr Each EACH;
+  _tile_loadconfig(&EACH.columns[columns - 1]);
 }
 // Leaves nothing for the system to save when the thread sleeps.
 inline void tile_end() { _tile_release(); }
@@ -143,8 +166,10 @@ inline __attribute__((always_inline)) void tile_store(void* base, int64_t stride
   DO(0, 5, 6)                                                                                                 \
   DO(0, 4, 7)                                                                                                 \
   DO(0, 5, 7)                                                                                                 \
-  DO(1, 4, 6) DO(1, 5, 6) DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) DO(2, 4, 7) DO(2, 5, 7) DO(3, 4, 6) \
-      DO(3, 5, 6) DO(3, 4, 7) DO(3, 5, 7)
+  DO(1, 4, 6)                                                                                                 \
+  DO(1, 5, 6)                                                                                                 \
+  DO(1, 4, 7) DO(1, 5, 7) DO(2, 4, 6) DO(2, 5, 6) DO(2, 4, 7) DO(2, 5, 7) DO(3, 4, 6) DO(3, 5, 6) DO(3, 4, 7) \
+      DO(3, 5, 7)
 template <int C, int A, int B>
 inline __attribute__((always_inline)) void tile_dot_bf16() {
   static_assert(C >= 0 && C < 4 && (A == 4 || A == 5) && (B == 6 || B == 7), "tiles of these roles");

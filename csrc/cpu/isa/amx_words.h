@@ -7,8 +7,7 @@ namespace moe {
 namespace {
 
 // Up to so many columns, those of a word lie next to each other without padding, so that all words stay in the
-// first-level cache beside the weights. A tile on the right then has the words that follow in its other columns, whose
-// sums nobody uses. (Up to 60 bytes behind the packed words are read: they never lie at the end of their memory.)
+// first-level cache beside the weights. A tile on the right then has as many columns (tile_begin).
 constexpr int64_t AMX_FEW = 8;
 
 // 16 words of a column to where it has its words, `columns` apart.
