@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from moe_kernels.integrations.low_bits import widen_all
 from moe_kernels.integrations.recognition import is_experts
 from moe_kernels.integrations.routers import use_topk_gating
 from moe_kernels.integrations.stacked import find_blocks, stack
@@ -24,6 +25,7 @@ def patch(model: Model, *, routers: bool = False) -> Model:
     """Let a model of transformers compute its experts with these kernels.
 
     With transformers 4.57 the experts of each block become one module with stacked weights, named as in transformers 5.
+    Experts that transformers keeps in FP8 are turned into the model's dtype, with a warning.
     Patching twice does no harm.
 
     Args:
@@ -35,9 +37,10 @@ def patch(model: Model, *, routers: bool = False) -> Model:
         The same model.
 
     Raises:
-        ValueError: it has no experts of a known kind, or a block computes something else than is known. It is then as
-            it was.
+        ValueError: it has no experts of a known kind, or a block computes something else than is known, or its experts
+            are in MXFP4 in the order of another kernel. It is then as it was.
     """
+    widen_all(model)
     experts = [module for module in model.modules() if is_experts(module)]
     if experts:
         _name_it(model, experts)
