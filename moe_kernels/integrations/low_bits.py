@@ -126,7 +126,9 @@ def widen(module: nn.Module) -> str:
         wide = values(module, name)
         before, after = before + old.nbytes, after + wide.nbytes
         setattr(module, name, nn.Parameter(wide, old.requires_grad and old.is_floating_point()))
-        delattr(module, f"{name}_scale_inv")
+        scale = module._parameters.pop(f"{name}_scale_inv")
+        # transformers' own forward looks for it, and leaves it alone beside such weights.
+        module.register_buffer(f"{name}_scale_inv", torch.ones_like(scale, dtype=torch.float32), persistent=False)
     dtype = str(_dtype(module)).removeprefix("torch.")
     return f"{kind} to {dtype}, {before / 2**20:.1f} MiB to {after / 2**20:.1f} MiB"
 
@@ -162,7 +164,9 @@ def _keep_out_of(model: nn.Module, paths: list[str]) -> None:
     """Let the configuration say that these modules are not quantized: a saved model is loaded by what it says."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is not None and hasattr(config, "modules_to_not_convert"):
-        config.modules_to_not_convert = [*(config.modules_to_not_convert or []), *paths]
+        # Once the list says anything, it has to say what was left out by default, too.
+        known = getattr(getattr(model, "hf_quantizer", None), "modules_to_not_convert", None)
+        config.modules_to_not_convert = [*(known or config.modules_to_not_convert or []), *paths]
 
 
 def widen_at_first_use(module: nn.Module) -> None:

@@ -17,6 +17,7 @@ from moe_kernels.integrations.routers import use_topk_gating
 from moe_kernels.integrations.stacked import find_blocks, stack
 from moe_kernels.integrations.transformers import NAME
 from moe_kernels.layer import Experts
+from moe_kernels.quantized import QuantizedExperts
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -48,7 +49,7 @@ def patch(model: Model, *, routers: bool = False) -> Model:
             use_topk_gating(model)
         return model
     blocks = find_blocks(model)
-    if not blocks and not any(isinstance(module, Experts) for module in model.modules()):
+    if not blocks and not any(isinstance(module, (Experts, QuantizedExperts)) for module in model.modules()):
         raise ValueError(
             f"patch: {type(model).__name__} has no experts of a known kind: neither modules behind transformers' "
             "experts interface nor blocks with a list of gated expert MLPs"
