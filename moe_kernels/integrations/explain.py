@@ -75,7 +75,7 @@ def _of_transformers(path: str, module: nn.Module) -> Explanation:
     kind = low_bits(module)
     if kind is not None:
         # The dtype that they get is found by the registry as it would be for the module's own.
-        up, down = (torch.empty(0, dtype=torch.bfloat16, device=w.device) for w in (up, down))
+        up = down = torch.empty(0, dtype=torch.bfloat16, device=down.device)  # type: ignore[arg-type]
         low = f"its {kind} weights are converted at the first use, or before by patch or quantize_experts"
         found = found._replace(reason="; ".join(filter(None, (found.reason, low))))
     return Explanation(path, type(module).__name__, name, computed, found.reason, _backend(op, None, up, down))

@@ -80,7 +80,7 @@ def _fp4(packed: Tensor) -> Tensor:
 def _scales(module: nn.Module, name: str) -> tuple[Tensor, tuple[int, int] | None, int]:
     """Return a projection's scales, and the `block` and `halves` of `_times_scale`."""
     scale, kind, (_, O, H) = getattr(module, f"{name}_scale_inv", None), low_bits(module), _shape(module, name)
-    block = (1, _FP4_BLOCK) if kind == "FP4" else module.block_size
+    block: tuple[int, int] | None = (1, _FP4_BLOCK) if kind == "FP4" else module.block_size  # type: ignore[assignment]
     whole = (1, 1) if block is None else (-(-O // block[0]), -(-H // block[1]))
     in_halves = (2, 1) if block is None else (2 * -(-O // 2 // block[0]), whole[1])
     if isinstance(scale, Tensor) and scale.dim() == 3:
@@ -126,9 +126,10 @@ def widen(module: nn.Module) -> str:
         wide = values(module, name)
         before, after = before + old.nbytes, after + wide.nbytes
         setattr(module, name, nn.Parameter(wide, old.requires_grad and old.is_floating_point()))
-        scale = module._parameters.pop(f"{name}_scale_inv")
+        delattr(module, f"{name}_scale_inv")
         # transformers' own forward looks for it, and leaves it alone beside such weights.
-        module.register_buffer(f"{name}_scale_inv", torch.ones_like(scale, dtype=torch.float32), persistent=False)
+        ones = torch.ones(wide.shape[0], 1, 1, device=wide.device)
+        module.register_buffer(f"{name}_scale_inv", ones, persistent=False)
     dtype = str(_dtype(module)).removeprefix("torch.")
     return f"{kind} to {dtype}, {before / 2**20:.1f} MiB to {after / 2**20:.1f} MiB"
 
