@@ -14,6 +14,7 @@ import torch
 from moe_kernels.integrations.recognition import is_experts
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
+initialization = pytest.importorskip("transformers.initialization")
 
 LAYERS, NEW_TOKENS, PROMPT = 4, 16, 16
 # What transformers uses unless it is told otherwise.
@@ -37,11 +38,29 @@ def _config(small: bool):
     return transformers.Qwen3MoeConfig(num_hidden_layers=LAYERS, norm_topk_prob=True, eos_token_id=None, **sizes)
 
 
+def make_model(small: bool):
+    """A model with random weights; they repeat after a million values, which takes seconds and not minutes to draw."""
+    torch.manual_seed(0)
+    with initialization.no_init_weights():
+        model = transformers.AutoModelForCausalLM.from_config(_config(small), dtype=torch.bfloat16).eval()
+    drawn = (torch.randn(2**20) * 0.02).bfloat16()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.fill_(1)
+            elif name.endswith("gate.weight"):
+                # Rows that repeat would make experts equally likely.
+                parameter.normal_(std=0.02)
+            else:
+                for part in parameter.view(-1).split(len(drawn)):
+                    part.copy_(drawn[: len(part)])
+    return model
+
+
 @pytest.fixture(scope="module")
 def models(session):
     """Two models on the same weights, with our experts and with theirs."""
-    torch.manual_seed(0)
-    ours = transformers.AutoModelForCausalLM.from_config(_config(session.small), dtype=torch.bfloat16).eval()
+    ours = make_model(session.small)
     shared = {id(tensor): tensor for tensor in (*ours.parameters(), *ours.buffers())}
     theirs = copy.deepcopy(ours, shared)
     ours.set_experts_implementation("moe_kernels")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moe_kernels.integrations.low_bits import PACKED, low_bits, widen_at_first_use
 from moe_kernels.integrations.recognition import Recognized, has_gate, is_experts, recognize
 from moe_kernels.integrations.steps import Parts, experts_in_steps
 from moe_kernels.ops.fused_experts import fused_experts
@@ -64,6 +65,13 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     return out.to(hidden_states.dtype)
 
 
+def low_bits_forward(self: nn.Module, *arguments: Tensor, **named: Tensor) -> Tensor:
+    """Compute experts that transformers keeps in FP8; at the first call, they are turned into ordinary ones."""
+    if low_bits(self) is not None:
+        widen_at_first_use(self)
+    return experts_forward(self, *arguments, **named)
+
+
 def experts_layout(module: nn.Module) -> ExpertsLayout | None:
     """Say where an expert module keeps its weights, for `quantize_experts`; None for one that has to run in steps."""
     if not is_experts(module):
@@ -80,4 +88,5 @@ def experts_layout(module: nn.Module) -> ExpertsLayout | None:
         interleaved=found.interleaved,
         transposed=found.transposed,
         limit=found.limit,
+        packed=None if low_bits(module) is None else PACKED,
     )

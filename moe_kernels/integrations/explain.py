@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from moe_kernels.integrations.low_bits import in_the_order_of_a_kernel, low_bits
 from moe_kernels.integrations.recognition import is_experts, recognize
 from moe_kernels.integrations.routers import Rule, computes_topk_gating, router_rule, routers
 from moe_kernels.integrations.transformers import NAME
@@ -70,6 +72,12 @@ def _of_transformers(path: str, module: nn.Module) -> Explanation:
     else:
         op, computed = "grouped_mm", f"two grouped_mm{how} with the model's own function"
     name: str | None = module.config._experts_implementation  # type: ignore[union-attr, assignment]
+    kind = low_bits(module)
+    if kind is not None:
+        # The dtype that they get is found by the registry as it would be for the module's own.
+        up = down = torch.empty(0, dtype=torch.bfloat16, device=down.device)  # type: ignore[arg-type]
+        low = f"its {kind} weights are converted at the first use, or before by patch or quantize_experts"
+        found = found._replace(reason="; ".join(filter(None, (found.reason, low))))
     return Explanation(path, type(module).__name__, name, computed, found.reason, _backend(op, None, up, down))
 
 
@@ -106,6 +114,10 @@ def explain(model: nn.Module) -> list[Explanation]:
             found.append(_of_transformers(path, module)._replace(router="" if router is None else _router(router)))
         elif isinstance(module, (Experts, QuantizedExperts)):
             found.append(_of_ours(path, module))
+    for path in in_the_order_of_a_kernel(model):
+        computed = "MXFP4 by transformers' own kernel"
+        reason = "load with quantization_config=Mxfp4Config(dequantize=True) to use these kernels"
+        found.append(Explanation(path, type(model.get_submodule(path)).__name__, None, computed, reason, "none"))
     for explanation in found:
         print(explanation)
     if not found:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moe_kernels.backends.reference.activations import GPT_OSS_ALPHA, GPT_OSS_LIMIT, split_gate_up
 from moe_kernels.integrations.experts import parts_of
+from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
 from moe_kernels.integrations.recognition import is_experts, recognize
 from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps
 from moe_kernels.integrations.transformers import NAME
@@ -86,6 +87,8 @@ def _chain(outer: Any, wrapper: type) -> _Chain | None:
 
 def _parts(experts: nn.Module) -> Parts:
     if is_experts(experts):
+        if low_bits(experts) is not None:
+            widen_at_first_use(experts)
         return parts_of(experts, recognize(experts))
     if isinstance(experts, QuantizedExperts):
         layout = experts.layout

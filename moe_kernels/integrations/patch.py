@@ -11,11 +11,13 @@ from typing import TypeVar
 
 from torch import nn
 
+from moe_kernels.integrations.low_bits import widen_all
 from moe_kernels.integrations.recognition import is_experts
 from moe_kernels.integrations.routers import use_topk_gating
 from moe_kernels.integrations.stacked import find_blocks, stack
 from moe_kernels.integrations.transformers import NAME
 from moe_kernels.layer import Experts
+from moe_kernels.quantized import QuantizedExperts
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -24,6 +26,7 @@ def patch(model: Model, *, routers: bool = False) -> Model:
     """Let a model of transformers compute its experts with these kernels.
 
     With transformers 4.57 the experts of each block become one module with stacked weights, named as in transformers 5.
+    Experts that transformers keeps in FP8 are turned into the model's dtype, with a warning.
     Patching twice does no harm.
 
     Args:
@@ -35,9 +38,10 @@ def patch(model: Model, *, routers: bool = False) -> Model:
         The same model.
 
     Raises:
-        ValueError: it has no experts of a known kind, or a block computes something else than is known. It is then as
-            it was.
+        ValueError: it has no experts of a known kind, or a block computes something else than is known, or its experts
+            are in MXFP4 in the order of another kernel. It is then as it was.
     """
+    widen_all(model)
     experts = [module for module in model.modules() if is_experts(module)]
     if experts:
         _name_it(model, experts)
@@ -45,7 +49,7 @@ def patch(model: Model, *, routers: bool = False) -> Model:
             use_topk_gating(model)
         return model
     blocks = find_blocks(model)
-    if not blocks and not any(isinstance(module, Experts) for module in model.modules()):
+    if not blocks and not any(isinstance(module, (Experts, QuantizedExperts)) for module in model.modules()):
         raise ValueError(
             f"patch: {type(model).__name__} has no experts of a known kind: neither modules behind transformers' "
             "experts interface nor blocks with a list of gated expert MLPs"

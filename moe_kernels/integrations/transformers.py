@@ -22,6 +22,16 @@ def _register(module: ModuleType) -> None:
     register_experts(experts_layout)
 
 
+def _register_low_bits(module: ModuleType) -> None:
+    interface = getattr(module, "FP8ExpertsInterface", None)
+    if interface is None:
+        return
+    from moe_kernels.integrations.experts import low_bits_forward
+
+    interface.register(NAME, low_bits_forward)
+
+
 def register_when_imported() -> None:
     """Make the name known to transformers: at once where it is imported, else when it is."""
     when_imported("transformers.integrations.moe", _register)
+    when_imported("transformers.integrations.finegrained_fp8", _register_low_bits)

@@ -18,12 +18,22 @@ from moe_kernels.quantized_weights import QUANTIZERS, WEIGHTS, QuantizedWeight
 from moe_kernels.validation import check_choice, fail
 
 
+class Packed(NamedTuple):
+    """How a class of modules keeps its matrices, where that is not a floating tensor that holds their values.
+
+    Both are called with the module and a parameter's name: `shape` gives (E, O, H), `values` the matrices, floating.
+    """
+
+    shape: Callable[[nn.Module, str], tuple[int, int, int]]
+    values: Callable[[nn.Module, str], Tensor]
+
+
 class ExpertsLayout(NamedTuple):
     """Where a class of expert modules keeps its parameters, and what its forward does with them.
 
     `gate_up`, `down` and the biases are attribute names; without a gate, `gate_up` is the up-projection. The forward
     takes (x (T, H), indices (T, K), weights (T, K)), as `Experts` and the expert modules of transformers 5 do; the
-    other options are those of `fused_experts`.
+    other options are those of `fused_experts`. `packed` says how to read parameters that are in a format of their own.
     """
 
     gate_up: str
@@ -35,6 +45,7 @@ class ExpertsLayout(NamedTuple):
     transposed: bool = False
     backend: str | None = None
     limit: float | None = None
+    packed: Packed | None = None
 
 
 def _layout_of_experts(module: nn.Module) -> ExpertsLayout | None:
@@ -112,7 +123,7 @@ class QuantizedExperts(nn.Module):
         dynamic: bool,
     ) -> None:
         super().__init__()
-        self.layout, self.dynamic = layout._replace(transposed=False), dynamic
+        self.layout, self.dynamic = layout._replace(transposed=False, packed=None), dynamic
         setattr(self, layout.gate_up, QuantizedProjection(gate_up))
         setattr(self, layout.down, QuantizedProjection(down))
         for name, bias in ((layout.gate_up_bias, gate_up_bias), (layout.down_bias, down_bias)):
@@ -147,8 +158,16 @@ class QuantizedExperts(nn.Module):
 
 def weight_shape(module: nn.Module, layout: ExpertsLayout, name: str) -> tuple[int, int, int]:
     """The (E, O, H) of one of a module's weights, whichever way round it stores them."""
+    if layout.packed is not None:
+        return layout.packed.shape(module, name)
     E, first, second = getattr(module, name).shape
     return (E, second, first) if layout.transposed else (E, first, second)
+
+
+def _values(module: nn.Module, layout: ExpertsLayout, name: str) -> Tensor:
+    """One of a module's weights, as it lies; one in a format of its own as floating values."""
+    w = getattr(module, name).detach()
+    return w if layout.packed is None or w.is_meta else layout.packed.values(module, name)
 
 
 def biases(module: nn.Module, layout: ExpertsLayout) -> tuple[nn.Parameter | None, nn.Parameter | None]:
@@ -215,10 +234,12 @@ def quantize_experts(
         fail(op, "layer_or_model", "a module with unquantized experts", f"{type(layer_or_model).__name__} without any")
     for path, module, layout in found:
         for name in (layout.gate_up, layout.down):
-            _check_parameter(op, f"{path}.{name}", getattr(module, name), weight_shape(module, layout, name), format)
+            _check_parameter(
+                op, f"{path}.{name}", _values(module, layout, name), weight_shape(module, layout, name), format
+            )
 
     def quantize(module: nn.Module, layout: ExpertsLayout, name: str) -> QuantizedWeight:
-        w = getattr(module, name).detach()
+        w = _values(module, layout, name)
         options: dict[str, Any] = {"double_quant": double_quant} if format == "nf4" else {}
         weight = QUANTIZERS[format](w.transpose(1, 2) if layout.transposed else w, **options)
         setattr(module, name, None)

@@ -86,9 +86,12 @@ def _alone(model, adapter):
     return model(tokens()).logits
 
 
+@pytest.mark.parametrize("format", [None, "nf4", "int8"])
 @torch.no_grad()
-def test_several_adapters_in_one_batch():
+def test_several_adapters_in_one_batch(format):
     model = _with_two_adapters()
+    if format is not None:
+        moe_kernels.quantize_experts(model, format)
     first, second = _alone(model, "default"), _alone(model, "second")
     with model.disable_adapter():
         base = model(tokens()).logits
@@ -136,6 +139,25 @@ def test_over_quantized_experts(name, format):
         for parameter, gradient in exact_grads.items():
             assert relative_error(grads[parameter], gradient) < 2 * limit, parameter
         model.zero_grad()
+
+
+@pytest.mark.parametrize("other", ["rank", "model"])
+@torch.no_grad()
+def test_an_adapter_that_does_not_fit(other, tmp_path):
+    rank, sizes = (3, {}) if other == "rank" else (4, {"num_local_experts": 3})
+    foreign = peft.get_peft_model(mixtral(**sizes), _config(rank=rank))
+    foreign.save_pretrained(tmp_path)
+    if other == "rank":
+        # Its file says another rank than its tensors have.
+        config = tmp_path / "adapter_config.json"
+        config.write_text(config.read_text().replace('"r": 3', '"r": 4'))
+    model = mixtral()
+    model.set_experts_implementation("moe_kernels")
+    want = model(tokens()).logits
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        peft.PeftModel.from_pretrained(model, tmp_path)
+    # PEFT leaves its wrappers behind, with deltas of zero.
+    assert_close(model(tokens()).logits, want)
 
 
 def test_clear_errors():

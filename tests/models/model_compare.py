@@ -20,7 +20,7 @@ from moe_kernels.testing import TOLERANCE, relative_error
 BATCH, TOKENS, NEW_TOKENS = 2, 12, 8
 # Where rounding moves a token to another expert in any of the runs, they compute different functions: then another
 # input is drawn, at most so many.
-SEEDS = 8
+SEEDS = 16
 # Parameters with fewer numbers are judged together: one number's error is a draw, and says little of the next. Where
 # they look wrong, so many more inputs say whether they are.
 FEW, MORE_DRAWS = 16, 4
