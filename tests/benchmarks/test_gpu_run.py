@@ -32,7 +32,7 @@ def test_every_row_is_measured_or_says_why_not(tmp_path: Path) -> None:
         row = found[row.group, row.case, row.T, row.arm]
         assert row.status in ("ok", "skipped"), row
         assert row.reason or row.seconds or row.ratio, row
-    for group in ("forward", "forward+backward", "permute", "unpermute", "grouped_lora", "memory"):
+    for group in ("forward", "forward+backward", "permute", "unpermute", "grouped_lora", "memory", "offload"):
         assert all(row.status == "ok" for row in found.values() if row.group == group), group
     # The figures of a graph need one; that the results are right is known before.
     reasons = {row.reason for row in found.values() if row.status == "skipped" and row.group == "decode"}
