@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from gpu import arms, decode, experts, steps
+from gpu import arms, decode, experts, offload, steps
 from gpu.context import Context
 from gpu.results import Row
 from gpu.shapes import MODELS
@@ -23,6 +23,7 @@ GROUPS: dict[str, Callable[[Context, Row], None]] = {
     "route": steps.routing,
     "memory": experts.memory,
     "batch_invariant": experts.batch_invariant,
+    "offload": offload.offload,
     "grouped_lora": steps.lora,
 }
 MANY, SOME = 32768, 4096
@@ -55,6 +56,7 @@ def rows(device: torch.device, small: bool) -> list[Row]:
             for row in cross("quantized", [case], (1, 4, 16), [f for f in formats if f.endswith(kind)])
         ),
         *cross("batch_invariant", served, [some, 8], ours),
+        *cross("offload", ("Qwen3-30B-A3B 25%", "Qwen3-30B-A3B 50%"), [1], ours),
         *cross("unpermute", ("Qwen3-30B-A3B", "DeepSeek-V3"), [many], ours),
         *cross("grouped_lora", ("G16-R16", "G64-R16", "G64-R64"), (64, some), ours),
         *cross("forward", models, [some], ours + peers),

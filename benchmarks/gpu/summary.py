@@ -17,6 +17,9 @@ from gpu.results import Row  # noqa: E402
 
 # Named here and not imported: the table must come out where torch does not load.
 PEERS = ("torch grouped_mm", "ScatterMoE", "Liger", "SonicMoE", "vLLM")
+# The ops whose backend moe_kernels/preferences.py chooses, by the group of their rows.
+OP_OF = {"forward": "fused_experts", "decode": "fused_experts"}
+OP_OF |= {op: op for op in ("topk_gating", "route", "permute", "unpermute", "grouped_lora")}
 HEADER = ["what", "case", "T", "by", "ms", "of floor", "bound", "TFLOP/s", "GB/s", "error", "ours/this", "note"]
 RIGHT = {2, 4, 5, 7, 8, 9, 10}
 
@@ -72,7 +75,7 @@ def lines(data: dict[str, Any]) -> list[str]:
             f"ceilings: matmul {ceilings['matmul'] / 1e12:.1f} TFLOP/s, copy {ceilings['copy'] / 1e9:.0f} GB/s "
             f"(read and written bytes), read {ceilings['read'] / 1e9:.0f} GB/s"
         )
-    told += ["", *_parts(data), *_rows(rows), *_bars(rows)]
+    told += ["", *_parts(data), *_rows(rows), *_bars(rows), *_preferences(rows)]
     told += [f"no {arm}: {reason}" for arm, reason in data["unavailable"].items()]
     return told
 
@@ -119,6 +122,20 @@ def _bars(rows: list[Row]) -> list[str]:
     table = [["goal", "case", "wanted", "got", "met", "by"]]
     table += [[b.what, b.case, b.wanted, f"{b.got:.2f}", "yes" if b.met else "NO", b.by] for b in found]
     return [*_aligned(table, {3}), ""]
+
+
+def _preferences(rows: list[Row]) -> list[str]:
+    """What belongs in moe_kernels/preferences.py: where several of our backends were timed, which is the fastest."""
+    timed: dict[tuple[str, int, str], list[Row]] = {}
+    for row in rows:
+        if row.status == "ok" and row.seconds and row.arm not in PEERS and row.group in OP_OF:
+            timed.setdefault((OP_OF[row.group], row.T, row.case), []).append(row)
+    table = [["op", "case", "T", "fastest", "the next takes", "by"]]
+    for (op, T, case), group in sorted(timed.items()):
+        if len(group) > 1:
+            first, second = sorted(group, key=lambda row: row.seconds)[:2]
+            table.append([op, case, str(T), first.arm, f"{second.seconds / first.seconds:.2f}x", second.arm])
+    return ["for moe_kernels/preferences.py:", "", *_aligned(table, {2, 4}), ""] if len(table) > 1 else []
 
 
 def write(folder: Path, data: dict[str, Any]) -> None:

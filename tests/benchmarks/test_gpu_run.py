@@ -32,7 +32,7 @@ def test_every_row_is_measured_or_says_why_not(tmp_path: Path) -> None:
         row = found[row.group, row.case, row.T, row.arm]
         assert row.status in ("ok", "skipped"), row
         assert row.reason or row.seconds or row.ratio, row
-    for group in ("forward", "forward+backward", "permute", "unpermute", "grouped_lora", "memory"):
+    for group in ("forward", "forward+backward", "permute", "unpermute", "grouped_lora", "memory", "offload"):
         assert all(row.status == "ok" for row in found.values() if row.group == group), group
     # The figures of a graph need one; that the results are right is known before.
     reasons = {row.reason for row in found.values() if row.status == "skipped" and row.group == "decode"}
@@ -134,6 +134,16 @@ def test_table_goals_and_figure_of_a_full_run(tmp_path: Path, monkeypatch: pytes
     assert not met["forward, of the matmul ceiling", "OLMoE, T=32768"]
     assert met["forward, faster than SonicMoE", "OLMoE, T=32768"]
     assert not met["forward, faster than Liger", "OLMoE, T=32768"]
+
+
+def test_the_faster_backend_is_told_for_the_table_of_preferences() -> None:
+    found = [_measured(Row("route", "Qwen3-30B-A3B", 64, arm)) for arm in ("triton", "cuda")]
+    found += [_measured(Row("decode", "Mixtral-8x7B", 1, arm)) for arm in ("triton", "vLLM")]
+    found[1].seconds = 1e-3
+    said = summary.lines({"parts": {}, "unavailable": {}, "rows": [vars(row) for row in found]})
+    begin = said.index("for moe_kernels/preferences.py:")
+    rows_said = [[cell.strip() for cell in line.strip("|").split("|")] for line in said[begin + 4 : -1]]
+    assert rows_said == [["route", "Qwen3-30B-A3B", "64", "cuda", "2.00x", "triton"]]
 
 
 def test_wrong_rows_meet_no_goal(tmp_path: Path) -> None:

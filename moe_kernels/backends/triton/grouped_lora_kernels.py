@@ -20,6 +20,18 @@ from moe_kernels.backends.triton.schedule import locate, row_blocks
 
 
 @triton.jit
+def multiply_apart(a, b, acc, INTERPRET: tl.constexpr):
+    """Add a·b, with a product in float32 summed from zero first: stretches err less than one chain over all terms.
+
+    The limit on what is summed imprecisely keeps the compiler from turning the two into one chain again.
+    """
+    if INTERPRET or a.dtype != tl.float32:
+        return multiply(a, b, acc, INTERPRET)
+    else:
+        return acc + tl.dot(a, b, input_precision="ieee", max_num_imprecise_acc=a.shape[1])
+
+
+@triton.jit
 def multiply_wide(a, b, acc, INTERPRET: tl.constexpr):
     """Add a·b, with `a` in float32 and `b` in its own type; a 16-bit `b` meets `a` in two parts of its type.
 
@@ -28,7 +40,7 @@ def multiply_wide(a, b, acc, INTERPRET: tl.constexpr):
     """
     kind: tl.constexpr = b.dtype
     if kind == tl.float32:
-        return multiply(a, b, acc, INTERPRET)
+        return multiply_apart(a, b, acc, INTERPRET)
     elif kind == tl.float16:
         size = tl.max(tl.abs(a), 1)
         size = tl.where((size == 0) | (size == float("inf")), 1.0, size)[:, None]
@@ -109,7 +121,7 @@ def _shrink_kernel(
         a = tl.load(x_rows[:, None] + ks.to(tl.int64)[None, :] * x_column, mask=inside[None, :], other=0.0)
         mask = inside[:, None] & (r < rank)[None, :]
         b = tl.load(A_columns + ks.to(tl.int64)[:, None] * A_column, mask=mask, other=0.0)
-        acc = multiply(a, b, acc, INTERPRET)
+        acc = multiply_apart(a, b, acc, INTERPRET)
     row_of_all = split.to(tl.int64) * N + rows
     tl.store(h + row_of_all[:, None] * R + r[None, :], acc, mask=owned[:, None] & (r < rank)[None, :])
 
