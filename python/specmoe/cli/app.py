@@ -12,6 +12,7 @@ from .errors import reports_errors
 from .generate import generate
 from .offload import doctor, offload
 from .predict import predict
+from .route import route
 from .store import store
 from .trace import trace
 from .train import train
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, generate, demo, doctor):
+for _command in (train, generate, demo, doctor, route):
     app.command()(reports_errors(_command))
 app.add_typer(trace)
 app.add_typer(predict)

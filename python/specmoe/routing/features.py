@@ -1,0 +1,57 @@
+"""A query as hashed n-grams: of characters, of words, and the words that it begins with."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import xxhash
+
+_DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
+_WORDS = re.compile(r"[a-z]+(?:'[a-z]+)?|0|[^\sa-z0]")
+# Lengths of the n-grams of characters, and the odd multiplier of their rolling hash.
+_CHARACTERS = (3, 4, 5)
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+# A longer query is judged by its beginning and its end.
+MAX_CHARACTERS = 2000
+
+
+def normalized(text: str) -> str:
+    """Returns a query in lower case, each number as 0, single spaces, at most `MAX_CHARACTERS` long."""
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[: MAX_CHARACTERS // 2]} {text[-MAX_CHARACTERS // 2 :]}"
+    return " ".join(_DIGITS.sub("0", text.lower()).split())
+
+
+def named_features(text: str) -> list[str]:
+    """Returns the features of words, by name: single words, pairs, and the first three words in their places."""
+    words = _WORDS.findall(normalized(text))
+    pairs = [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    return words + pairs + [f"^{place} {word}" for place, word in enumerate(words[:3])]
+
+
+def hashed_features(text: str, buckets: int) -> np.ndarray:
+    """Returns the buckets of a query's features.
+
+    Args:
+        text: the query.
+        buckets: number of buckets, a power of two.
+
+    Returns:
+        (features) int64, each in [0, buckets); the same feature may come twice. Empty for an empty query.
+    """
+    mask = buckets - 1
+    words = [xxhash.xxh64_intdigest(name.encode()) & mask for name in named_features(text)]
+    return np.concatenate([np.array(words, dtype=np.int64), *_characters(normalized(text), mask)])
+
+
+def _characters(text: str, mask: int) -> list[np.ndarray]:
+    data = np.frombuffer(f" {text} ".encode(), dtype=np.uint8).astype(np.uint64) if text else np.zeros(0, np.uint64)
+    found = []
+    for length in _CHARACTERS:
+        count = max(0, len(data) - length + 1)
+        rolling = np.full(count, length, dtype=np.uint64)
+        for place in range(length):
+            rolling = (rolling ^ data[place : place + count]) * _MULTIPLIER
+        found.append(((rolling >> np.uint64(40)) & np.uint64(mask)).astype(np.int64))
+    return found

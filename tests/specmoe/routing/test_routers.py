@@ -1,0 +1,131 @@
+"""Routers: keywords, and the trained one."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from specmoe.routing import KeywordRouter, LinearRouter, RouterSettings, calibration_error, train_router
+from specmoe.routing.calibration import abstention_threshold, fit_temperature
+from specmoe.routing.features import hashed_features
+from specmoe.routing.phrasings import expand
+from specmoe.training.data import DOMAINS
+from specmoe.training.data.math_problems import generate_math
+from specmoe.training.data.reasoning_problems import generate_reasoning
+
+ASKED = [
+    ("What is 15 + 27?", "math"),
+    ("Write a Python function to reverse a string.", "code"),
+    ("Solve: x + 5 = 12", "math"),
+]
+
+
+@pytest.fixture(scope="module")
+def router():
+    records = {
+        "math": [record.prompt for record in generate_math(300, 0)],
+        "reasoning": [record.prompt for record in generate_reasoning(300, 0)],
+    }
+    return train_router(records, RouterSettings(each=6, epochs=3))
+
+
+@pytest.mark.parametrize(("query", "domain"), ASKED)
+def test_known_queries(router, query, domain):
+    assert router.route(query).domain == domain
+
+
+def test_other_fillings_of_its_phrasings(router):
+    queries = [(text, domain) for domain in DOMAINS for _, text in expand(domain, 1, seed=99)]
+    said = [router.route(text) for text, _ in queries]
+    right = np.array(
+        [max(r.probabilities, key=r.probabilities.get) == d for r, (_, d) in zip(said, queries, strict=True)]
+    )
+    assert right.mean() > 0.98
+    assert calibration_error(np.array([r.confidence for r in said]), right) < 0.03
+
+
+def test_a_route_is_a_distribution_and_says_why(router):
+    said = router.explain("Write a function that sorts a list.")
+    assert sum(said.probabilities.values()) == pytest.approx(1.0)
+    assert said.confidence == max(said.probabilities.values())
+    assert said.reasons and any("list" in reason for reason in said.reasons)
+    first, second = said.best(2)
+    assert first[0] == "code" and first[1] + second[1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("query", ["", "  \n", "∅⊤🐃", "x" * 100_000, "\0\x07"])
+def test_strange_queries(router, query):
+    said = router.route(query)
+    assert sum(said.probabilities.values()) == pytest.approx(1.0)
+    if not query.strip():
+        assert said.domain is None
+    router.explain(query)
+    KeywordRouter().route(query)
+
+
+def test_it_abstains_below_its_threshold(router):
+    strict = LinearRouter(router.weight, router.bias, router.domains, router.temperature, threshold=1.01)
+    assert strict.route("What is 15 + 27?").domain is None
+
+
+def test_training_is_repeatable_and_saved_bytes_come_back(tmp_path):
+    settings = RouterSettings(each=1, epochs=1, buckets=1 << 12)
+    one, two = train_router(settings=settings), train_router(settings=settings)
+    assert np.array_equal(one.weight, two.weight) and one.temperature == two.temperature
+    one.save(tmp_path / "router.npz")
+    back = LinearRouter.load(tmp_path / "router.npz")
+    assert np.array_equal(one.weight, back.weight) and back.domains == one.domains
+    assert back.route("hello") == one.route("hello")
+    assert [path.name for path in tmp_path.iterdir()] == ["router.npz"]
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    path = tmp_path / "router.npz"
+    path.write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(ValueError, match="expected a file written by a router"):
+        LinearRouter.load(path)
+
+
+def test_a_domain_of_the_users_own():
+    prompts = [f"Write a poem about {subject}" for subject in ("rain", "love", "snow", "time") for _ in range(9)]
+    router = train_router({"poems": prompts}, RouterSettings(each=2, epochs=3))
+    assert router.route("Write a poem about the moon").domain == "poems"
+    with pytest.raises(ValueError, match="expected prompts for poems, got none"):
+        train_router({"poems": []}, RouterSettings(each=1))
+
+
+def test_keywords():
+    router = KeywordRouter()
+    assert [router.route(query).domain for query, _ in ASKED] == ["math", "code", "math"]
+    assert router.route("Explain gravity").domain == "knowledge"
+    assert router.route("Hello").domain == "conversation"
+    assert router.route("Which one is taller?").domain == "reasoning"  # "hi" inside "which" is no greeting
+    assert router.route("Explain gravity").reasons == ("explain",)
+
+
+def test_features_depend_on_numbers_only_as_numbers():
+    assert np.array_equal(hashed_features("add 12 and 7", 1 << 12), hashed_features("Add  3.5 and 1,000", 1 << 12))
+
+
+def test_temperature_and_threshold():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 4000)
+    logits = rng.normal(size=(4000, 3)) + 2.0 * np.eye(3)[labels]
+    assert fit_temperature(5 * logits, labels) == pytest.approx(5 * fit_temperature(logits, labels), rel=0.1)
+    confidence, right = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, True])
+    assert abstention_threshold(confidence, right, 1.0) == 0.8
+    assert abstention_threshold(confidence, right, 0.5) == 0.0
+    assert calibration_error(np.full(100, 0.75), np.arange(100) < 75) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_query_takes_less_than_a_millisecond(router):
+    queries = [text for _, text in expand("knowledge", 1, 0)]
+    best = np.inf
+    for _ in range(5):
+        begin = time.perf_counter()
+        for query in queries:
+            router.route(query)
+        best = min(best, (time.perf_counter() - begin) / len(queries))
+    assert best < 1e-3  # 63 microseconds on a quiet core; a loaded machine is no defect
