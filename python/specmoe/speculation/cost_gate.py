@@ -11,6 +11,10 @@ With a window of C seconds of compute until the next layer asks, and L seconds t
 A load is taken while p * saved > (1 - p) * lost, likeliest first. All of them together must save more than the
 prediction itself costs; where they have not, the predictor is asked only now and then, to see whether that changed.
 
+A predictor costs something even where it is not asked: it is told every layer's routing (to watch). What it could save
+at most is what layers would load, guesses aside, times L. Where that, or what guesses have saved and a better eviction
+may save, is less than its cost, it rests for whole passes, but for one now and then.
+
 A predictor is calibrated over all experts, but only those that are not resident are candidates, and they come true
 less often: the cache already holds the easy ones. So p is corrected by how often candidates came true so far.
 A wrong load's slot is the first to be evicted (the cache sees to that), so it is priced at nothing.
@@ -24,8 +28,10 @@ from collections.abc import Sequence
 NEWEST = 0.05
 # Fewer outcomes than this say nothing about a predictor yet.
 ENOUGH = 20
-# While off, one layer in this many is predicted all the same.
+# While off, one layer in this many is predicted all the same, or one pass in this many watched.
 PROBE_EVERY = 16
+# What a predictor's advice on eviction saves of the loads, for the decision whether watching is worth it.
+EVICTION_SAVES = 0.1
 
 
 class RunningMean:
@@ -53,10 +59,13 @@ class CostGate:
         self.predict = RunningMean()
         self.saved = RunningMean()
         self.misses = RunningMean()
+        self.watch = RunningMean()
+        self.need = RunningMean()
         self._expected = RunningMean()
         self._came_true = RunningMean()
         self._outcomes = 0
         self._skipped = 0
+        self._rested = 0
 
     def record_compute(self, seconds: float) -> None:
         """Note the time between a layer's experts being ready and the next layer asking for its own."""
@@ -69,6 +78,14 @@ class CostGate:
     def record_predict(self, seconds: float) -> None:
         """Note the time that one prediction took."""
         self.predict.add(seconds)
+
+    def record_watch(self, seconds: float) -> None:
+        """Note the time that it took to tell the predictor of a layer, and to hear what to keep."""
+        self.watch.add(seconds)
+
+    def record_need(self, experts: int) -> None:
+        """Note how many experts a layer would have had to load if nothing had been guessed."""
+        self.need.add(float(experts))
 
     def record_demand(self, missed: bool) -> None:
         """Note whether a layer had to load anything on demand."""
@@ -97,6 +114,22 @@ class CostGate:
         self._skipped += 1
         if self._skipped >= PROBE_EVERY:
             self._skipped = 0
+            return True
+        return False
+
+    def worth_watching(self) -> bool:
+        """Whether to tell the predictor of the coming pass at all."""
+        watch, predict, need, load = self.watch.value, self.predict.value, self.need.value, self.load.value
+        saved = self.saved.value
+        if not self.enabled or watch is None or need is None or load is None or saved is None:
+            return True
+        predict = predict or 0.0
+        guesses = max(0.0, saved - predict)
+        if need * load > watch + predict and guesses + EVICTION_SAVES * need * load > watch:
+            return True
+        self._rested += 1
+        if self._rested >= PROBE_EVERY:
+            self._rested = 0
             return True
         return False
 
