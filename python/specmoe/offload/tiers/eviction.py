@@ -192,9 +192,12 @@ class DecayedLFU(Valued):
 
     def routed(self, layer: int, experts: np.ndarray, num_experts: int) -> None:
         self._fit(layer, num_experts - 1)
-        weights = (1.0 - self._keep) * self._keep ** np.arange(len(experts) - 1, -1, -1.0)
-        self._values[layer] *= self._keep ** len(experts)
         known = experts < num_experts
+        self._values[layer] *= self._keep ** len(experts)
+        if len(experts) == 1:
+            np.add.at(self._values[layer], experts[known], 1.0 - self._keep)
+            return
+        weights = (1.0 - self._keep) * self._keep ** np.arange(len(experts) - 1, -1, -1.0)
         np.add.at(self._values[layer], experts[known], np.broadcast_to(weights[:, None], experts.shape)[known])
 
 
@@ -242,6 +245,9 @@ class Guided(DecayedLFU):
         np.add(self._later[layer, : len(chances)], chances, out=self._values[layer, : len(chances)])
 
     def _fit(self, layer: int, expert: int) -> None:
+        L, E = self._later.shape
+        if layer < L and expert < E:
+            return
         super()._fit(layer, expert)
         grow = [(0, new - old) for new, old in zip(self._values.shape, self._later.shape, strict=True)]
         if any(more for _, more in grow):
