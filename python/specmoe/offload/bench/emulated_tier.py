@@ -109,6 +109,7 @@ class EmulatedTier:
         for key, probability in guesses:
             if key not in self._entries:
                 self._queue.put(key, demand=False, probability=probability)
+        self._advance(self.now)
 
     def wait(self, keys: Sequence[ExpertKey]) -> list[int]:
         begin = self.now

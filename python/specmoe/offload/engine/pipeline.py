@@ -51,6 +51,7 @@ class ExpertPipeline:
         self.num_experts = tier.num_experts
         self._clock = clock
         self._ready_at: float | None = None
+        self._loads = 0
         self._prefetcher: Prefetcher | None = None
         if predictor is not None:
             self._prefetcher = Prefetcher(tier, layers, predictor, self.gate, ahead, clock)
@@ -83,7 +84,10 @@ class ExpertPipeline:
         keys = [ExpertKey(layer, expert) for expert in wanted]
         gate, stats = self.gate, self.tier.stats
         if self._ready_at is not None and experts is not None:
-            gate.record_compute(self._clock() - self._ready_at)
+            # Passes of several tokens differ too much from one another to tell what loads beside them cost.
+            gate.record_compute(
+                self._clock() - self._ready_at, stats.loads - self._loads if len(experts) == 1 else None
+            )
         if experts is not None:
             self.tier.routed(layer, experts, self.num_experts)
         covered = stats.prefetched + stats.late
@@ -100,7 +104,7 @@ class ExpertPipeline:
         except BaseException:
             self.tier.release(keys)
             raise
-        self._ready_at = self._clock()
+        self._ready_at, self._loads = self._clock(), stats.loads
         return slots
 
     def release(self, layer: int, wanted: Sequence[int]) -> None:
