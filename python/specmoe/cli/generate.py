@@ -39,7 +39,7 @@ def generate(
     predictor: Annotated[
         str,
         typer.Option(
-            help="What guesses the next experts: adaptive, next_gate, previous_token, none, or a .npz of `predict train`."
+            help="What guesses experts: adaptive, next_gate, previous_token, none, or a .npz of `predict train`."
         ),
     ] = "adaptive",
 ) -> None:
