@@ -174,7 +174,10 @@ class HostTier:
                     stats.useful_bytes += self.pool.blob_bytes
             missed = stats.misses - missed
             self._work.notify(missed)
-            return missed
+        if missed:
+            # Let the lanes have the interpreter: their reads begin now, and not when the caller next waits for something.
+            time.sleep(0)
+        return missed
 
     def wait(self, keys: Sequence[ExpertKey]) -> list[int]:
         """Wait until demanded experts are there; return their slots.
