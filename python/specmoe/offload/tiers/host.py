@@ -175,7 +175,7 @@ class HostTier:
             missed = stats.misses - missed
             self._work.notify(missed)
         if missed:
-            # Let the lanes have the interpreter: their reads begin now, and not when the caller next waits for something.
+            # Let the lanes have the interpreter: their reads begin now, not when the caller next waits.
             time.sleep(0)
         return missed
 
