@@ -36,6 +36,12 @@ def generate(
     quantize: Annotated[
         str | None, typer.Option(help="nf4 or int8, for experts in a store.", show_default=False)
     ] = None,
+    predictor: Annotated[
+        str,
+        typer.Option(
+            help="What guesses experts: adaptive, next_gate, previous_token, none, or a .npz of `predict train`."
+        ),
+    ] = "adaptive",
 ) -> None:
     """Continue a prompt, printing the text as it is generated."""
     folder = _folder(directory, model)
@@ -60,7 +66,7 @@ def generate(
             raise UsageError(f"--device: expected cpu or auto with --memory, got {device}")
         place = torch.device("cpu")
         tokenizer = _tokenizer(folder)
-        engine = _offloaded(folder, memory, store, quantize)
+        engine = _offloaded(folder, memory, store, quantize, predictor)
         network = engine.model
     with engine as opened:
         ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).input_ids
@@ -119,7 +125,7 @@ def _folder(directory: Path | None, option: Path | None) -> Path:
     return folder
 
 
-def _offloaded(folder: Path, memory: str, store: Path | None, quantize: str | None) -> Any:
+def _offloaded(folder: Path, memory: str, store: Path | None, quantize: str | None, predictor: str) -> Any:
     """Opens, or writes first, the store of a model's experts, and loads the rest of it."""
     from ..offload import offload, parse_bytes
     from ..offload.checkpoint import build_checkpoint_store
@@ -133,7 +139,8 @@ def _offloaded(folder: Path, memory: str, store: Path | None, quantize: str | No
         print(f"store: writing {path} (once)", file=sys.stderr)
         with progress_bar("writing experts") as step:
             build_checkpoint_store(folder, path, quantize=quantize, progress=step).close()
-    return offload(folder, path, memory=memory, quantize=quantize)
+    asked = None if predictor == "none" else predictor
+    return offload(folder, path, memory=memory, quantize=quantize, predictor=asked)
 
 
 def _tokenizer(folder: Path) -> Any:

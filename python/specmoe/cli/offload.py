@@ -13,7 +13,8 @@ from .errors import UsageError, reports_errors
 
 offload = typer.Typer(help="Experts on disk: compare the ways to have them at hand.", no_args_is_help=True)
 TRACE_FILE = "gptoss20b_routes.npz"
-HELD_OUT = 0.25
+# The prompts that `specmoe predict train` leaves out as well.
+HELD_OUT = 0.2
 
 
 def doctor(
@@ -54,6 +55,13 @@ def bench(
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of a round.")] = 48,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, each with every arm.")] = 5,
     sweep_tokens: Annotated[int, typer.Option(min=20, help="Tokens of the sweep.")] = 200,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="A fused predictor, .npz, trained on these routes. [default: one that learns while it runs]",
+            show_default=False,
+        ),
+    ] = None,
     store: Annotated[
         Path | None, typer.Option(help="Where stores are. [default: the cache folder]", show_default=False)
     ] = None,
@@ -63,6 +71,8 @@ def bench(
 
     Without --model: recorded routes, on the real disk with random experts, and the emulated sweep.
     """
+    if weights is not None and not weights.is_file():
+        raise UsageError(f"--weights: expected a file, found none at {weights}")
     output.mkdir(parents=True, exist_ok=True)
     from ..demo.screen import Screen
 
@@ -74,7 +84,7 @@ def bench(
     known, held = routes.split(HELD_OUT)
     if not emulated:
         _replay(screen, routes, name, size, memory, tokens, rounds, store, output)
-    _sweep(screen, known, held, name, sweep_tokens, output)
+    _sweep(screen, known, held, name, sweep_tokens, output, weights)
 
 
 def _routes(trace: Path | None) -> tuple[Any, str]:
@@ -89,7 +99,20 @@ def _routes(trace: Path | None) -> tuple[Any, str]:
     return load_routes(path), path.stem
 
 
-def _sweep(screen: Any, known: Any, held: Any, name: str, tokens: int, output: Path) -> None:
+def _maker(weights: Path | None) -> Any:
+    """Return what makes the predictor of our arms from a trace."""
+    from ..speculation import AdaptivePredictor
+    from ..speculation.fused import FusedPredictor, FusedWeights
+
+    if weights is None:
+        return lambda known: AdaptivePredictor(known.experts.shape[1], known.num_experts, known.experts.shape[2])
+    trained = FusedWeights.load(weights)
+    return lambda known: FusedPredictor(trained)
+
+
+def _sweep(
+    screen: Any, known: Any, held: Any, name: str, tokens: int, output: Path, weights: Path | None = None
+) -> None:
     from ..offload.bench import eviction_shares, plot_sweep, sweep, sweep_tables, write_json
 
     E = known.num_experts
@@ -99,7 +122,16 @@ def _sweep(screen: Any, known: Any, held: Any, name: str, tokens: int, output: P
         "prediction costs 0.01 of it"
     )
     with screen.progress(7 * len(sizes), "emulating") as step:
-        rows = sweep(known, held.experts[:tokens], slots_per_layer=sizes, starts=held.starts.tolist(), progress=step)
+        rows = sweep(
+            known,
+            held.experts[:tokens],
+            slots_per_layer=sizes,
+            predictor=_maker(weights),
+            starts=held.starts.tolist(),
+            weights=None if held.weights is None else held.weights[:tokens],
+            tokens=None if held.tokens is None else held.tokens[:tokens],
+            progress=step,
+        )
     for title, table in sweep_tables(rows, screen.plain):
         screen.say(f"\n{title}")
         screen.table(table)

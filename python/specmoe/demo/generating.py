@@ -16,7 +16,7 @@ from specmoe.offload.locations import cache_dir
 from specmoe.offload.store import ExpertStore, StoreError
 
 from .screen import Screen
-from .subject import load_model, trained_model
+from .subject import load_model, trained_model, trained_predictor
 
 PROMPTS = ("The import statement ", "A class definition ", "When an exception ")
 
@@ -38,6 +38,7 @@ def demo_generating(prompt: str | None, tokens: int, memory: str, keep: bool, pl
     folder = cache_dir()
     screen.say(f"cache: {folder} (SPECMOE_CACHE moves it)")
     model_dir = trained_model(folder, screen.say)
+    predictor = trained_predictor(model_dir, screen.say)
     resident, tokenizer = load_model(model_dir)
     offloaded, _ = load_model(model_dir)
     texts = PROMPTS if prompt is None else (prompt,) * len(PROMPTS)
@@ -56,7 +57,9 @@ def demo_generating(prompt: str | None, tokens: int, memory: str, keep: bool, pl
                 f"{format_bytes(needed)} in all; memory for {tier.slots} of them ({format_bytes(tier.pool.nbytes)})"
             )
             with one_thread(), screen.progress(count_runs(ARMS, len(prompts)), "generating") as step:
-                results = run_model_arms(resident, offloaded, engine, prompts, tokens, progress=step)
+                results = run_model_arms(
+                    resident, offloaded, engine, prompts, tokens, predictor=predictor, progress=step
+                )
         sample = resident.generate(prompts[0], max_new_tokens=tokens, do_sample=False)
         screen.say(f"the model writes: {tokenizer.decode(sample[0])!r}")
         experts = len(store.layout.blobs)

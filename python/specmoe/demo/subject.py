@@ -1,10 +1,11 @@
-"""The demo's subject: a small model trained on the prose that every Python carries, and its routes."""
+"""The demo's subject: a small model trained on the prose that every Python carries, and a predictor of its routes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from specmoe.offload.engine import record_routes
-from specmoe.speculation import RouteTrace, load_routes, save_routes
+from specmoe.speculation import RouteTrace, load_routes, record_trace, save_routes
+from specmoe.speculation.fused import FusedSettings, FusedWeights, train_fused
 from specmoe.training import CheckpointError, TrainSettings, train
 
 # More experts than the training preset has, so that a cache has something to choose from.
@@ -36,6 +37,8 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
 }
 TRACE_WINDOWS = 64
+# Of the demo's predictor: as small as its model.
+PREDICTOR: dict[str, Any] = {"width": 48, "hidden": 48, "token_width": 16, "window": 64, "batch_size": 256, "epochs": 4}
 
 
 def trained_model(folder: Path, say: Callable[[str], None]) -> Path:
@@ -76,19 +79,33 @@ def recorded_trace(model_dir: Path) -> RouteTrace:
     from specmoe.training.corpus import load_text
 
     path = model_dir.parent / "routes.npz"
-    if path.is_file():
-        return load_routes(path)
+    if path.is_file() and (trace := load_routes(path)).tokens is not None:
+        return trace
     model, tokenizer = load_model(model_dir)
     size = model.config.max_position_embeddings
     text = load_text("pydoc")
     begins = np.linspace(0, len(text) - size, TRACE_WINDOWS).astype(int)
-    sequences = []
-    for begin in begins:
-        ids = tokenizer(text[begin : begin + size], return_tensors="pt", return_token_type_ids=False).input_ids
-        with record_routes(model) as passes:
-            model(ids)
-        sequences.append(np.stack(passes[0], axis=1).astype(np.uint8))
-    starts = np.cumsum([0, *map(len, sequences)])
-    trace = RouteTrace(np.concatenate(sequences), starts, model.config.num_experts)
+    pieces = [tokenizer(text[n : n + size], return_tensors="pt", return_token_type_ids=False) for n in begins]
+    trace = record_trace(model, [piece.input_ids for piece in pieces])
     save_routes(trace, path)
     return trace
+
+
+def trained_predictor(model_dir: Path, say: Callable[[str], None]) -> Path:
+    """Return the file of a fused predictor for the demo's model, trained on its routes the first time."""
+    path = model_dir.parent / "predictor.npz"
+    if path.is_file():
+        try:
+            FusedWeights.load(path)
+        except ValueError as error:
+            say(f"predictor: training it again: {error}")
+        else:
+            say(f"predictor: using the one trained before, {path}")
+            return path
+    trace = recorded_trace(model_dir)
+    say(f"predictor: training a small one on {len(trace.experts)} tokens that the model routed (once)")
+    begin = time.perf_counter()
+    weights = train_fused(trace, FusedSettings(**PREDICTOR))
+    weights.save(path)
+    say(f"predictor: {weights.parameters:,} parameters, {time.perf_counter() - begin:.1f} s")
+    return path

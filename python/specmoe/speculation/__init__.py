@@ -5,6 +5,7 @@ This package sees layers, experts, scores and seconds; it knows nothing of files
 
 from __future__ import annotations
 
+from .adaptive import AdaptivePredictor
 from .calibration import RankCalibration
 from .cost_gate import CostGate
 from .counting import LinkCounts, MovingAverage, PreviousToken, StaticFrequency, TokenTable
@@ -14,6 +15,7 @@ from .predictor import Observation, Predictor, RanksExperts, SeesTokens
 from .traces import RouteTrace, load_routes, record_trace, save_routes
 
 __all__ = [
+    "AdaptivePredictor",
     "CostGate",
     "LinkCounts",
     "MovingAverage",

@@ -8,8 +8,14 @@ With a window of C seconds of compute until the next layer asks, and L seconds t
 - if it is not, the part that lies beyond the window is in the way of the next layer's own misses:
   min(L, max(0, (j+1)*L - C)), times m, how often a layer misses at all.
 
-A load is taken while p * saved > (1 - p) * lost, likeliest first. All of them together must save more than the
-prediction itself costs; where they have not, the predictor is asked only now and then, to see whether that changed.
+A load is taken while p * saved > (1 - p) * lost + slowed, likeliest first; `slowed` is what one load beside a layer was
+measured to slow its compute by (readers take processor time and memory bandwidth). All of them together must save more
+than the prediction itself costs; where they have not, the predictor is asked only now and then, to see whether that
+changed.
+
+A predictor costs something even where it is not asked: it is told every layer's routing (to watch). What it could save
+at most is what layers would load, guesses aside, times L. Where that, or what guesses have saved and a better eviction
+may save, is less than its cost, it rests for whole passes, but for one now and then.
 
 A predictor is calibrated over all experts, but only those that are not resident are candidates, and they come true
 less often: the cache already holds the easy ones. So p is corrected by how often candidates came true so far.
@@ -24,8 +30,12 @@ from collections.abc import Sequence
 NEWEST = 0.05
 # Fewer outcomes than this say nothing about a predictor yet.
 ENOUGH = 20
-# While off, one layer in this many is predicted all the same.
+# While off, one layer in this many is predicted all the same, or one pass in this many watched.
 PROBE_EVERY = 16
+# What a layer without loads leaves of what is known about them.
+STILL_KNOWN = 0.998
+# What a predictor's advice on eviction saves of the loads, for the decision whether watching is worth it.
+EVICTION_SAVES = 0.1
 
 
 class RunningMean:
@@ -53,14 +63,31 @@ class CostGate:
         self.predict = RunningMean()
         self.saved = RunningMean()
         self.misses = RunningMean()
+        self.watch = RunningMean()
+        self.need = RunningMean()
+        # Seconds by which one load slows a layer's compute.
+        self.slowed = 0.0
+        self._alone = RunningMean()
         self._expected = RunningMean()
         self._came_true = RunningMean()
         self._outcomes = 0
         self._skipped = 0
+        self._rested = 0
 
-    def record_compute(self, seconds: float) -> None:
-        """Note the time between a layer's experts being ready and the next layer asking for its own."""
+    def record_compute(self, seconds: float, loads: int | None = None) -> None:
+        """Note the time between a layer's experts being ready and the next layer asking for its own.
+
+        Args:
+            seconds: that time.
+            loads: how many guesses were loaded meanwhile; None where it cannot be compared with other layers.
+        """
         self.compute.add(seconds)
+        if loads == 0:
+            self._alone.add(seconds)
+            # What was found is forgotten slowly, so that it is tried again.
+            self.slowed *= STILL_KNOWN
+        elif loads and self._alone.value is not None:
+            self.slowed += NEWEST * (max(0.0, (seconds - self._alone.value) / loads) - self.slowed)
 
     def record_load(self, seconds: float) -> None:
         """Note the time that one expert took to load, others in flight being counted once."""
@@ -69,6 +96,14 @@ class CostGate:
     def record_predict(self, seconds: float) -> None:
         """Note the time that one prediction took."""
         self.predict.add(seconds)
+
+    def record_watch(self, seconds: float) -> None:
+        """Note the time that it took to tell the predictor of a layer, and to hear what to keep."""
+        self.watch.add(seconds)
+
+    def record_need(self, experts: int) -> None:
+        """Note how many experts a layer would have had to load if nothing had been guessed."""
+        self.need.add(float(experts))
 
     def record_demand(self, missed: bool) -> None:
         """Note whether a layer had to load anything on demand."""
@@ -100,6 +135,22 @@ class CostGate:
             return True
         return False
 
+    def worth_watching(self) -> bool:
+        """Whether to tell the predictor of the coming pass at all."""
+        watch, predict, need, load = self.watch.value, self.predict.value, self.need.value, self.load.value
+        saved = self.saved.value
+        if not self.enabled or watch is None or need is None or load is None or saved is None:
+            return True
+        predict = predict or 0.0
+        guesses = max(0.0, saved - predict)
+        if need * load > watch + predict and guesses + EVICTION_SAVES * need * load > watch:
+            return True
+        self._rested += 1
+        if self._rested >= PROBE_EVERY:
+            self._rested = 0
+            return True
+        return False
+
     def choose(self, candidates: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
         """Return the candidates that are worth loading, in order.
 
@@ -118,9 +169,9 @@ class CostGate:
             begin = len(chosen) * load
             gain = p * min(load, max(0.0, window - begin))
             loss = (1.0 - p) * misses * min(load, max(0.0, begin + load - window))
-            if gain <= loss:
+            if gain <= loss + self.slowed:
                 break
             chosen.append((expert, p))
-            saved += gain - loss
+            saved += gain - loss - self.slowed
         self.saved.add(saved)
         return chosen

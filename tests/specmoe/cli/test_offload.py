@@ -39,7 +39,7 @@ def test_emulated_bench(specmoe: Any, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "a clock that counts" in done.out and "of the oracle's gain" in done.out
     content = json.loads((out / "emulated.json").read_text())
-    assert content["kind"] == "emulated" and content["machine"]["cores"] and len(content["rows"]) == 3 * 7 * 11
+    assert content["kind"] == "emulated" and content["machine"]["cores"] and len(content["rows"]) == 3 * 7 * 12
     assert (out / "emulated.png").stat().st_size > 1000
 
 

@@ -107,7 +107,7 @@ def test_the_sweep_has_every_arm_and_its_bounds() -> None:
     known = RouteTrace(random_routes(200, seed=1), np.array([0, 100, 200]), E)
     rows = sweep(known, random_routes(60), slots_per_layer=(3,), ratios=(0.5, 1.0), warm=10)
     by_arm = {(row["ratio"], row["arm"]): row for row in rows}
-    assert len(rows) == 22
+    assert len(rows) == 24
     for ratio in (0.5, 1.0):
         base = by_arm[ratio, "LRU on demand"]
         assert base["speedup"] == 1.0

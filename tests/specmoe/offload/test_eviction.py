@@ -102,6 +102,51 @@ def test_a_predictor_overrules_the_average() -> None:
     assert order(policy) == [3, 1, 2]
 
 
+def test_ranks_are_taken_at_their_word_until_the_next_visit() -> None:
+    policy = Guided()
+    routed(policy, *[(1, 2)] * 3)
+    hold(policy, 1, 2, 3)
+    policy.rank(0, np.array([0, 0.1, 0.5, 0.3, 0, 0, 0, 0]))
+    assert order(policy) == [1, 3, 2]
+    routed(policy, (1, 2))
+    assert order(policy) == [3, 1, 2]
+
+
+def test_what_comes_is_held_until_its_layer_was_routed() -> None:
+    policy = Guided()
+    policy.rank(1, np.array([0.4, 0.3, 0.2, 0.1]))
+    policy.rank(0, np.array([0.5, 0.5, 0.5, 0.5]))
+    hold(policy, 0, 1, 2, 3, layer=1)
+    hold(policy, 0)
+    policy.coming(1, np.array([0.0, 0.0, 0.9, 0.3]))
+    # Said twice, it is no truer.
+    policy.coming(1, np.array([0.0, 0.0, 0.9, 0.3]))
+    assert [tuple(key) for key in policy.order()] == [(1, 1), (1, 0), (1, 3), (0, 0), (1, 2)]
+    policy.rank(1, np.array([0.4, 0.3, 0.2, 0.1]))
+    assert [tuple(key) for key in policy.order()] == [(1, 3), (1, 2), (1, 1), (1, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("policy", [LRU(), LFU(), DecayedLFU(), Guided()])
+def test_the_victim_is_the_first_in_order_that_nobody_holds(policy: Any) -> None:
+    chance = np.random.default_rng(0)
+    assert policy.victim(set()) is None
+    for step in range(200):
+        layer = step % 3
+        experts = chance.choice(8, 2, replace=False)
+        policy.routed(layer, experts[None], 8)
+        policy.coming((layer + 1) % 3, chance.random(8).round(1))
+        resident = list(policy.order())
+        for key in (ExpertKey(layer, int(e)) for e in experts):
+            policy.touch(key) if key in resident else policy.insert(key)
+        held = {key for key in policy.order() if chance.random() < 0.3}
+        victim = policy.victim(held)
+        assert victim == next((key for key in policy.order() if key not in held), None)
+        if victim is not None and chance.random() < 0.7:
+            policy.remove(victim)
+        if resident and chance.random() < 0.3 and resident[0] in set(policy.order()):
+            policy.demote(resident[0])
+
+
 @pytest.mark.parametrize("policy", [LFU(), DecayedLFU(), Guided()])
 def test_wrong_guesses_go_first_until_they_are_used(policy: Any) -> None:
     routed(policy, (1, 2), (1, 2))

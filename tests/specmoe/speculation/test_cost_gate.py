@@ -110,3 +110,42 @@ def test_gate_turns_on_again_when_loads_become_worth_it() -> None:
         if gate.worth_predicting():
             gate.choose(CANDIDATES)
     assert gate.worth_predicting()
+
+
+def test_what_loads_cost_the_compute_beside_them_is_part_of_the_price() -> None:
+    gate = measured(4.0, 1.0)
+    assert chosen(gate) == [3, 1, 4, 2]
+    for _ in range(200):
+        gate.record_compute(4.0, loads=0)
+        gate.record_compute(5.0, loads=2)
+    # Half a second for each load: what is likelier than a half still pays.
+    assert gate.slowed == pytest.approx(0.5, abs=0.05)
+    assert chosen(gate) == [3, 1]
+    for _ in range(2000):
+        gate.record_compute(4.0, loads=0)
+    assert chosen(gate) == [3, 1, 4, 2]
+
+
+def test_a_predictor_is_left_alone_where_even_a_perfect_one_would_not_pay() -> None:
+    gate = measured(1.0, 0.1)
+    gate.record_watch(0.01)
+    gate.record_predict(0.005)
+    gate.choose(CANDIDATES)
+    gate.record_need(3)
+    assert gate.worth_watching()
+    for _ in range(200):
+        gate.record_need(0)
+    assert sum(gate.worth_watching() for _ in range(4 * PROBE_EVERY)) == 4
+    assert all(CostGate(enabled=False).worth_watching() for _ in range(8))
+
+
+def test_a_predictor_is_left_alone_where_its_guesses_save_less_than_it_takes() -> None:
+    gate = measured(1.0, 0.1)
+    gate.record_need(2)
+    gate.record_watch(0.05)
+    gate.record_predict(0.01)
+    gate.choose([(0, 0.01)])
+    assert not gate.worth_watching()
+    for _ in range(100):
+        gate.choose(CANDIDATES)
+    assert gate.worth_watching()

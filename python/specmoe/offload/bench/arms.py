@@ -38,8 +38,6 @@ class Arm:
 RESIDENT = Arm("all resident", resident=True)
 NO_CACHE = Arm("no cache", keep=False, once=True)
 LRU_ARM = Arm("LRU")
-PREDICTED = Arm("predicted", guess="predicted")
-UNGATED = Arm("predicted, ungated", guess="predicted", gated=False)
 ORACLE = Arm("oracle", guess="oracle", gated=False)
 PINNED = Arm("LRU + most frequent pinned", policy="pinned")
 PREVIOUS = Arm("LRU + previous token", guess="previous_token")
@@ -50,7 +48,8 @@ MAPPED = Arm("LRU, memory map", mapped=True)
 # What `specmoe offload bench` compares; a replay knows no hidden states, and so no next gate.
 REPLAY_ARMS = (RESIDENT, NO_CACHE, LRU_ARM, PINNED, PREVIOUS, OURS, OURS_UNGATED, ORACLE, MAPPED)
 MODEL_ARMS = (RESIDENT, NO_CACHE, LRU_ARM, PREVIOUS, NEXT_GATE, OURS, OURS_UNGATED, ORACLE, MAPPED)
-ARMS = (RESIDENT, NO_CACHE, LRU_ARM, PREDICTED, UNGATED, ORACLE)
+# What the demo compares.
+ARMS = (RESIDENT, NO_CACHE, LRU_ARM, OURS, OURS_UNGATED, ORACLE)
 
 
 @dataclass

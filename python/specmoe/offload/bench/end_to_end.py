@@ -40,7 +40,7 @@ def run_checkpoint_arms(
         arms: the arms to run; those that are resident need `resident`.
         resident: the same model with its experts in memory; its outputs are then what the others' are compared with,
             otherwise those of a first run are.
-        predictor: makes what the arms that predict ask; None for the next gate.
+        predictor: makes what the arms that predict ask; None for the engine's default.
         progress: called with the arm's name before each run.
     """
     experts, file = engine.blocks[0].num_experts, engine.store.file
@@ -61,7 +61,7 @@ def run_checkpoint_arms(
         if not arm.resident:
             guess: Predictor | str | None = arm.guess
             if arm.guess == "predicted":
-                guess = "next_gate" if predictor is None else predictor()
+                guess = "adaptive" if predictor is None else predictor()
             elif arm.guess == "oracle":
                 guess = Oracle(routes[number], experts)
             engine.configure(guess, gated=arm.gated, keep=arm.keep, policy=policy_of(arm, None, engine.tier.slots))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specmoe.speculation import Oracle
+from specmoe.speculation import Oracle, Predictor
 
 from ..engine import Offload, record_routes
 from ..stats import TransferStats
 from ..store import drop_cached_pages
 from .arms import ARMS, Arm, ArmResult, CacheMeter, interleaved
+from .policies import policy_of
 
 
 def generate(model: Any, prompt: Tensor, new_tokens: int) -> tuple[Tensor, Tensor]:
@@ -42,6 +44,7 @@ def run_model_arms(
     new_tokens: int,
     *,
     arms: Sequence[Arm] = ARMS,
+    predictor: Predictor | str | Path = "adaptive",
     progress: Callable[[str], None] | None = None,
 ) -> list[ArmResult]:
     """Generate from every prompt with every arm, a cold cache each time.
@@ -53,6 +56,7 @@ def run_model_arms(
         prompts: token ids (1, S); each is one round.
         new_tokens: tokens to generate.
         arms: the arms to run.
+        predictor: what the arms that predict ask, as `make_predictor` takes it.
         progress: called with the arm's name before each run.
     """
     expected, routes = [], []
@@ -67,8 +71,8 @@ def run_model_arms(
         if progress is not None:
             progress(arm.name)
         if not arm.resident:
-            guess = {None: None, "predicted": "next_gate", "oracle": Oracle(routes[number], experts)}[arm.guess]
-            engine.configure(guess, gated=arm.gated, keep=arm.keep)
+            guess = {None: None, "predicted": predictor, "oracle": Oracle(routes[number], experts)}[arm.guess]
+            engine.configure(guess, gated=arm.gated, keep=arm.keep, policy=policy_of(arm, None, engine.tier.slots))
             if engine.store.file.mode != "direct":
                 drop_cached_pages(engine.store.path)
         meter, begin = CacheMeter(engine.store.file.mode), time.perf_counter()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from ..budget import format_bytes
-from .arms import LRU_ARM, ORACLE, PREDICTED, ArmResult
+from .arms import LRU_ARM, ORACLE, OURS, ArmResult
 
 # Rounds closer than this are called equal.
 NOTICEABLE = 0.01
@@ -63,11 +63,11 @@ def speedups(results: Sequence[ArmResult], name: str, base: str) -> list[float] 
 
 def interpret(results: Sequence[ArmResult]) -> str:
     """Return one sentence on what prediction was worth against LRU, from the measured numbers alone."""
-    ratios = speedups(results, PREDICTED.name, LRU_ARM.name)
+    ratios = speedups(results, OURS.name, LRU_ARM.name)
     if ratios is None:
         return ""
     found = {result.arm.name: result for result in results}
-    predicted, lru = found[PREDICTED.name], found[LRU_ARM.name]
+    predicted, lru = found[OURS.name], found[LRU_ARM.name]
     gain = statistics.median(ratios) - 1
     spread = f"({len(ratios)} rounds, {min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%})"
     unclear = abs(gain) < NOTICEABLE or min(ratios) < 1 < max(ratios)

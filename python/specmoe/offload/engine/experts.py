@@ -70,12 +70,13 @@ class OffloadedExperts(nn.Module):
             self.tier.slots if self.device_tier is None else min(self.tier.slots, self.device_tier.slots),
             lambda: self.tier.resident_experts(self.layer, self.num_experts),
         )
+        given = None if pipeline.predictor is None else routing_weights(weights, experts)
         out = None if len(groups) == 1 else torch.empty_like(x)
         for number, (tokens, wanted) in enumerate(groups):
             last = number == len(groups) - 1
             # What the device holds need not be in host memory.
             needed = wanted if self.device_tier is None else self.device_tier.absent(self.layer, wanted)
-            slots = pipeline.acquire(self.layer, needed, experts if number == 0 else None, last)
+            slots = pipeline.acquire(self.layer, needed, experts if number == 0 else None, last, given)
             try:
                 if tokens is None or out is None:
                     return self._compute(x, experts, weights, wanted, needed, slots)
@@ -139,3 +140,10 @@ class OffloadedExperts(nn.Module):
 
     def extra_repr(self) -> str:
         return f"layer={self.layer}, num_experts={self.num_experts}, slots={self.tier.slots}"
+
+
+def routing_weights(weights: Tensor, experts: np.ndarray) -> np.ndarray | None:
+    """Return (T, K) float32 in the order of the experts (T, K); None where a model hands on something else."""
+    if tuple(weights.shape) != experts.shape:
+        return None
+    return weights.detach().float().numpy(force=True)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from specmoe.speculation import CostGate, NextGate, Predictor, PreviousToken
+from specmoe.speculation import CostGate, Predictor
 
 from ..budget import format_bytes, free_memory, parse_bytes
 from ..checkpoint import Checkpoint, build_checkpoint_store
@@ -22,11 +23,12 @@ from ..tiers.slots import slot_bytes
 from .adapters import MoEBlock, expert_weights, free_weights, moe_blocks, put_weights
 from .experts import OffloadedExperts
 from .loading import Hollow, is_hollow, load_without_experts
+from .passes import on_each_pass
 from .pipeline import ExpertPipeline
+from .predictors import make_predictor
 
 # Share of the free memory that the slots and the whole store may take for reads to go through the page cache.
 PAGE_CACHE_SHARE = 0.7
-PREDICTORS = ("next_gate", "previous_token")
 
 
 def build_model_store(
@@ -70,6 +72,14 @@ class Offload:
         self.pipeline = ExpertPipeline(tier, len(blocks))
         for block in blocks:
             self._attach(block)
+        self._hooks.append(on_each_pass(model, self._begin))
+
+    def _begin(self, tokens: np.ndarray | None, first: bool) -> None:
+        """A pass of the model begins; `first` where it is the first one of a sequence."""
+        if first:
+            self.pipeline.reset()
+        if tokens is not None:
+            self.pipeline.begin(tokens)
 
     def _attach(self, block: MoEBlock) -> None:
         there = block.moe.experts
@@ -90,7 +100,7 @@ class Offload:
 
     def configure(
         self,
-        predictor: Predictor | str | None,
+        predictor: Predictor | str | Path | None,
         *,
         gated: bool = True,
         keep: bool = True,
@@ -100,13 +110,13 @@ class Offload:
         """Empty the cache and start over with another way to fill it.
 
         Args:
-            predictor: "next_gate", "previous_token", an object of `specmoe.speculation.Predictor`, or None.
+            predictor: see `make_predictor`.
             gated: whether guesses are priced before they are loaded.
             keep: with False nothing is cached.
             ahead: how many experts of the next layer are guessed at most; None leaves it to the probabilities.
             policy: order of eviction: one of `tiers.POLICIES` by name, an object, or None for the one there is.
         """
-        chosen = self._predictor(predictor)
+        chosen = make_predictor(predictor, self.blocks)
         self.tier.reset(keep=keep, policy=eviction_policy(policy))
         if self.device_tier is not None:
             self.device_tier.reset()
@@ -115,16 +125,6 @@ class Offload:
         )
         for module in self._modules:
             module.pipeline = self.pipeline
-
-    def _predictor(self, predictor: Predictor | str | None) -> Predictor | None:
-        if not isinstance(predictor, str):
-            return predictor
-        first = self.blocks[0]
-        if predictor == "next_gate":
-            return NextGate({b.layer: b.scores for b in self.blocks}, first.num_experts, first.top_k)
-        if predictor == "previous_token":
-            return PreviousToken(len(self.blocks), first.num_experts, first.top_k)
-        raise ValueError(f"offload: predictor: expected one of {PREDICTORS}, a Predictor or None, got {predictor!r}")
 
     @property
     def stats(self) -> TransferStats:
@@ -177,7 +177,7 @@ def offload(
     store: ExpertStore | str | Path | None = None,
     *,
     memory: str | int,
-    predictor: Predictor | str | None = "next_gate",
+    predictor: Predictor | str | Path | None = "adaptive",
     gated: bool = True,
     policy: EvictionPolicy | str = "guided",
     lanes: int = DEFAULT_LANES,
@@ -197,7 +197,8 @@ def offload(
         store: an open store, or a path: what is there is opened, otherwise it is written first. None for a file in the
             cache folder (see `specmoe.offload.locations`): kept for a checkpoint, gone with this process for a model.
         memory: budget for experts in memory: bytes, "6GiB", or "75%" of this machine's memory.
-        predictor: what guesses the next layer's experts: "next_gate", "previous_token", a Predictor, or None.
+        predictor: what guesses the next layer's experts: "adaptive", which learns while the model runs; the file of a
+            fused one that was trained on this model's routes; others see `make_predictor`.
         gated: whether guesses are priced before they are loaded.
         policy: order of eviction: "guided", "lfu-decay", "lfu", "lru", or an object.
         lanes: experts that are read at once.

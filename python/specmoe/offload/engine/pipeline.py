@@ -6,7 +6,7 @@ The prediction is made while the demanded experts are on their way, and its load
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch import Tensor
 from specmoe.speculation import CostGate, Observation, Predictor
 
 from ..store import ExpertKey
-from ..tiers import HostTier
+from ..tiers.interface import Tier
+from .prefetch import Prefetcher
 
 
 class ExpertPipeline:
@@ -26,6 +27,7 @@ class ExpertPipeline:
         predictor: what to ask about the next layer; None for on-demand only.
         gate: what decides which guesses are loaded.
         ahead: how many experts are guessed at most; None for as many as the probabilities add up to.
+        clock: the time in seconds.
 
     Attributes:
         residual: the residual stream that entered the coming layer's norm, when somebody notes it here.
@@ -33,28 +35,40 @@ class ExpertPipeline:
 
     def __init__(
         self,
-        tier: HostTier,
+        tier: Tier,
         layers: int,
         *,
         predictor: Predictor | None = None,
         gate: CostGate | None = None,
         ahead: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.tier = tier
         self.layers = layers
         self.predictor = predictor
         self.gate = CostGate() if gate is None else gate
-        self.ahead = ahead
         self.residual: Tensor | None = None
-        self.num_experts = 1 + max(key.expert for key in tier.store.layout.keys)
+        self.num_experts = tier.num_experts
+        self._clock = clock
         self._ready_at: float | None = None
-        self._loads, self._read_seconds = 0, 0.0
-        self._guessed: tuple[int, list[tuple[int, float]]] = (-1, [])
-        # A decoder's last layer is followed by its first one, not by the encoder's.
-        self._follows: dict[int, int] = {}
-        self._last = -1
+        self._loads = 0
+        self._prefetcher: Prefetcher | None = None
+        if predictor is not None:
+            self._prefetcher = Prefetcher(tier, layers, predictor, self.gate, ahead, clock)
 
-    def acquire(self, layer: int, wanted: Sequence[int], experts: np.ndarray | None, last: bool = True) -> list[int]:
+    def begin(self, tokens: np.ndarray) -> None:
+        """A pass over these tokens (T,) begins; where nobody calls this, it is predicted from the past alone."""
+        if self._prefetcher is not None:
+            self._prefetcher.begin(tokens)
+
+    def acquire(
+        self,
+        layer: int,
+        wanted: Sequence[int],
+        experts: np.ndarray | None,
+        last: bool = True,
+        weights: np.ndarray | None = None,
+    ) -> list[int]:
         """Get a layer's experts into slots and start guesses for the next layer.
 
         Args:
@@ -62,27 +76,35 @@ class ExpertPipeline:
             wanted: the distinct experts to hold until `release`.
             experts: (T, K), the whole routing, the first time that the layer asks in this pass; None after that.
             last: whether the layer asks for nothing more in this pass.
+            weights: (T, K), the routing weights, where they are known.
 
         Returns:
             The slot of each wanted expert.
         """
         keys = [ExpertKey(layer, expert) for expert in wanted]
-        now = time.perf_counter()
+        gate, stats = self.gate, self.tier.stats
         if self._ready_at is not None and experts is not None:
-            self.gate.record_compute(now - self._ready_at)
+            # Passes of several tokens differ too much from one another to tell what loads beside them cost.
+            gate.record_compute(
+                self._clock() - self._ready_at, stats.loads - self._loads if len(experts) == 1 else None
+            )
         if experts is not None:
             self.tier.routed(layer, experts, self.num_experts)
-        self.gate.record_demand(self.tier.demand(keys) > 0)
+        covered = stats.prefetched + stats.late
+        missed = self.tier.demand(keys)
+        gate.record_demand(missed > 0)
+        gate.record_need(missed + stats.prefetched + stats.late - covered)
         try:
             if last:
                 self.tier.retire(layer)
-            if experts is not None and self.predictor is not None:
-                self._speculate(self.predictor, layer, experts)
+            if experts is not None and self._prefetcher is not None:
+                self._prefetcher.routed(Observation(layer, experts, self.residual, weights))
+                self.residual = None  # It was this layer's alone.
             slots = self.tier.wait(keys)
         except BaseException:
             self.tier.release(keys)
             raise
-        self._ready_at = time.perf_counter()
+        self._ready_at, self._loads = self._clock(), stats.loads
         return slots
 
     def release(self, layer: int, wanted: Sequence[int]) -> None:
@@ -93,41 +115,5 @@ class ExpertPipeline:
         """Begin another sequence; what is resident stays."""
         self._ready_at = None
         self.residual = None
-        if self.predictor is not None:
-            self.predictor.reset()
-
-    def _speculate(self, predictor: Predictor, layer: int, experts: np.ndarray) -> None:
-        begin = time.perf_counter()
-        stats = self.tier.stats
-        if stats.loads > self._loads:
-            self.gate.record_load((stats.read_seconds - self._read_seconds) / (stats.loads - self._loads))
-        self._loads, self._read_seconds = stats.loads, stats.read_seconds
-        if self._last >= 0:
-            self._follows[self._last] = layer
-        self._last = layer
-        layer_guessed, candidates = self._guessed
-        if layer_guessed == layer and candidates:
-            used = set(experts.reshape(-1).tolist())
-            self.gate.record_outcomes([(p, expert in used) for expert, p in candidates])
-            self._guessed = (-1, [])
-        predictor.observe(Observation(layer, experts, self.residual))
-        self.residual = None  # It was this layer's alone.
-        if self.tier.guided:
-            again = predictor.predict(layer)
-            if again is not None:
-                self.tier.expect(layer, again)
-        if not self.gate.worth_predicting():
-            stats.predict_seconds += time.perf_counter() - begin
-            return
-        target = self._follows.get(layer, (layer + 1) % self.layers)
-        chances = predictor.predict(target)
-        if chances is not None:
-            candidates = self._candidates(target, chances)
-            self._guessed = (target, candidates)
-            self.tier.speculate((ExpertKey(target, e), p) for e, p in self.gate.choose(candidates))
-        seconds = time.perf_counter() - begin
-        stats.predict_seconds += seconds
-        self.gate.record_predict(seconds)
-
-    def _candidates(self, layer: int, chances: np.ndarray) -> list[tuple[int, float]]:
-        return self.tier.candidates(layer, chances, self.ahead)
+        if self._prefetcher is not None:
+            self._prefetcher.reset()

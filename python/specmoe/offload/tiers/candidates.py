@@ -17,6 +17,9 @@ from .eviction import EvictionPolicy
 LEAST_PROBABILITY = 0.01
 # How many times as many experts as a layer will use are looked at, where the policy tells what they would push out.
 LOOK_AT = 3.0
+# A guess is at least this share as likely as what would go for it is worth. Less than one, because a guess that proves
+# wrong is the first to go, and what went for it would have gone next anyway.
+LEAST_SHARE = 0.3
 
 
 def worth_a_slot(
@@ -29,7 +32,8 @@ def worth_a_slot(
 ) -> list[tuple[int, float]]:
     """Return (expert, chance) of a layer's experts that may be loaded ahead, the likeliest first.
 
-    Where the policy values what is resident, a guess has to be likelier than the expert that would go for it.
+    The policy is told of the chances first, so that nothing goes that is likelier than the guess that comes. Where it
+    values what is resident, guesses that are not worth what would go for them are left out.
 
     Args:
         layer: the layer that the chances are for.
@@ -40,6 +44,7 @@ def worth_a_slot(
         ahead: how many experts are looked at; None for as many as the probabilities add up to, and more where the
             policy values what is resident.
     """
+    policy.coming(layer, chances)
     lowest = getattr(policy, "lowest", None)
     if ahead is None:
         ahead = math.ceil(float(chances.sum()) * (1.0 if lowest is None else LOOK_AT) - 1e-6)
@@ -51,7 +56,7 @@ def worth_a_slot(
     values = lowest(len(found) - free)
     kept = found[:free]
     for (expert, chance), value in zip(found[free:], values, strict=False):
-        if chance <= value:
+        if chance <= LEAST_SHARE * value:
             break
         kept.append((expert, chance))
     return kept

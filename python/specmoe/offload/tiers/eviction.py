@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -29,17 +29,26 @@ class EvictionPolicy(Protocol):
     def order(self) -> Iterator[ExpertKey]:
         """Yield the resident experts, the first to go first."""
 
+    def victim(self, held: Container[ExpertKey]) -> ExpertKey | None:
+        """Return the first to go that is not in `held`; None where there is none."""
+
     def routed(self, layer: int, experts: np.ndarray, num_experts: int) -> None:
         """A layer uses these experts (T, K) now; it is told before their slots are asked for."""
 
     def expect(self, layer: int, chances: np.ndarray) -> None:
         """A predictor gives each expert (E,) of a layer that was just routed this chance to be used there next."""
 
+    def rank(self, layer: int, worth: np.ndarray) -> None:
+        """A predictor says how soon each expert (E,) of a layer that was just routed is used again, 1 is soonest."""
+
+    def coming(self, layer: int, chances: np.ndarray) -> None:
+        """A predictor gives each expert (E,) of a layer that comes soon this chance to be used there."""
+
 
 class LRU:
     """Least recently used goes first."""
 
-    # Whether `expect` is worth calling.
+    # Whether `expect` and `rank` are worth calling.
     guided = False
 
     def __init__(self) -> None:
@@ -61,10 +70,19 @@ class LRU:
     def order(self) -> Iterator[ExpertKey]:
         return iter(self._keys)
 
+    def victim(self, held: Container[ExpertKey]) -> ExpertKey | None:
+        return next((key for key in self.order() if key not in held), None)
+
     def routed(self, layer: int, experts: np.ndarray, num_experts: int) -> None:
         """The order of use says all."""
 
     def expect(self, layer: int, chances: np.ndarray) -> None:
+        """The order of use says all."""
+
+    def rank(self, layer: int, worth: np.ndarray) -> None:
+        """The order of use says all."""
+
+    def coming(self, layer: int, chances: np.ndarray) -> None:
         """The order of use says all."""
 
 
@@ -108,17 +126,31 @@ class Valued:
     def expect(self, layer: int, chances: np.ndarray) -> None:
         """Values are a matter of the class."""
 
+    def rank(self, layer: int, worth: np.ndarray) -> None:
+        """Values are a matter of the class."""
+
+    def coming(self, layer: int, chances: np.ndarray) -> None:
+        """Values are a matter of the class."""
+
     def order(self) -> Iterator[ExpertKey]:
         layers, experts = np.nonzero(self._resident)
         values = np.where(self._demoted[layers, experts], -np.inf, self._values[layers, experts])
-        # Where many experts are resident and the first one is taken, sorting them all would be most of the work.
-        while len(values):
-            lowest = np.flatnonzero(values == values.min())
-            for i in lowest[np.argsort(self._used[layers[lowest], experts[lowest]])]:
-                yield ExpertKey(int(layers[i]), int(experts[i]))
-            rest = np.ones(len(values), dtype=bool)
-            rest[lowest] = False
-            layers, experts, values = layers[rest], experts[rest], values[rest]
+        for i in np.lexsort((self._used[layers, experts], values)):
+            yield ExpertKey(int(layers[i]), int(experts[i]))
+
+    def victim(self, held: Container[ExpertKey]) -> ExpertKey | None:
+        # The first is nearly always free to go; sorting all that are resident would be most of the work.
+        values = np.where(self._demoted, -np.inf, self._values)
+        values[~self._resident] = np.inf
+        lowest = np.flatnonzero(values == values.min())
+        if len(lowest) > 1:
+            lowest = lowest[np.argsort(self._used.reshape(-1)[lowest])]
+        experts = values.shape[1]
+        for i in lowest.tolist():
+            key = ExpertKey(i // experts, i % experts)
+            if self._resident[key] and key not in held:
+                return key
+        return next((key for key in self.order() if key not in held), None)
 
     def lowest(self, count: int) -> np.ndarray:
         """Return the values of those that would go first, ascending; at most `count`."""
@@ -160,16 +192,21 @@ class DecayedLFU(Valued):
 
     def routed(self, layer: int, experts: np.ndarray, num_experts: int) -> None:
         self._fit(layer, num_experts - 1)
-        weights = (1.0 - self._keep) * self._keep ** np.arange(len(experts) - 1, -1, -1.0)
-        self._values[layer] *= self._keep ** len(experts)
         known = experts < num_experts
+        self._values[layer] *= self._keep ** len(experts)
+        if len(experts) == 1:
+            np.add.at(self._values[layer], experts[known], 1.0 - self._keep)
+            return
+        weights = (1.0 - self._keep) * self._keep ** np.arange(len(experts) - 1, -1, -1.0)
         np.add.at(self._values[layer], experts[known], np.broadcast_to(weights[:, None], experts.shape)[known])
 
 
 class Guided(DecayedLFU):
-    """What a predictor holds least likely to be used at the next visit of its layer goes first.
+    """What a predictor holds least worth keeping goes first.
 
-    The predictor's probability is mixed with the moving average, which sees further than one visit.
+    One that ranks experts by their next use is taken at its word. Of one that knows no more than the next visit, the
+    probability is mixed with the moving average, which sees further. Until either speaks, and where the predictor
+    rests, the average decides alone.
 
     Args:
         weight: of the predictor's probability; the moving average has the rest.
@@ -184,17 +221,37 @@ class Guided(DecayedLFU):
             raise ValueError(f"Guided: weight: expected a number in [0, 1], got {weight}")
         self._weight = weight
         self._average = DecayedLFU(half_life, layers, experts)
+        # What experts are worth once their layer's coming visit is over.
+        self._later = np.zeros((layers, experts))
 
     def routed(self, layer: int, experts: np.ndarray, num_experts: int) -> None:
-        self._fit(layer, num_experts - 1)
         self._average.routed(layer, experts, num_experts)
-        self._values[layer, :num_experts] = self._average._values[layer, :num_experts]
+        self.rank(layer, self._average._values[layer, :num_experts])
 
     def expect(self, layer: int, chances: np.ndarray) -> None:
         """Note how likely each expert (E,) is to be used at the next visit of a layer that was just routed."""
-        E = len(chances)
-        average = self._average._values[layer, :E]
-        self._values[layer, :E] = self._weight * chances + (1.0 - self._weight) * average
+        average = self._average._values[layer, : len(chances)]
+        self.rank(layer, self._weight * chances + (1.0 - self._weight) * average)
+
+    def rank(self, layer: int, worth: np.ndarray) -> None:
+        """Note how soon each expert (E,) of a layer that was just routed will be used again."""
+        self._fit(layer, len(worth) - 1)
+        self._later[layer, : len(worth)] = worth
+        self._values[layer, : len(worth)] = worth
+
+    def coming(self, layer: int, chances: np.ndarray) -> None:
+        """Add to an expert's worth the chance (E,) that a layer which comes soon uses it; until that was routed."""
+        self._fit(layer, len(chances) - 1)
+        np.add(self._later[layer, : len(chances)], chances, out=self._values[layer, : len(chances)])
+
+    def _fit(self, layer: int, expert: int) -> None:
+        L, E = self._later.shape
+        if layer < L and expert < E:
+            return
+        super()._fit(layer, expert)
+        grow = [(0, new - old) for new, old in zip(self._values.shape, self._later.shape, strict=True)]
+        if any(more for _, more in grow):
+            self._later = np.pad(self._later, grow)
 
 
 POLICIES: dict[str, Callable[[], EvictionPolicy]] = {"lru": LRU, "lfu": LFU, "lfu-decay": DecayedLFU, "guided": Guided}

@@ -88,6 +88,11 @@ class HostTier:
     def slots(self) -> int:
         return self.pool.count
 
+    @property
+    def num_experts(self) -> int:
+        """The most experts that a layer of the store has."""
+        return 1 + max(key.expert for key in self.store.layout.keys)
+
     def resident(self, key: ExpertKey) -> bool:
         """Whether the expert is there, or on its way."""
         with self._lock:
@@ -105,7 +110,7 @@ class HostTier:
 
     @property
     def guided(self) -> bool:
-        """Whether the policy makes use of `expect`."""
+        """Whether the policy makes use of `expect` and `rank`."""
         return getattr(self._policy, "guided", False)
 
     def routed(self, layer: int, experts: np.ndarray, num_experts: int) -> None:
@@ -117,6 +122,11 @@ class HostTier:
         """Tell the policy how likely each expert (E,) of a layer that was routed is to be used there next."""
         with self._lock:
             self._policy.expect(layer, chances)
+
+    def rank(self, layer: int, worth: np.ndarray) -> None:
+        """Tell the policy how soon each expert (E,) of a layer that was routed is used again."""
+        with self._lock:
+            self._policy.rank(layer, worth)
 
     def candidates(self, layer: int, chances: np.ndarray, ahead: int | None = None) -> list[tuple[int, float]]:
         """Return the experts of a layer that are worth a slot, with their chances (see `worth_a_slot`)."""
@@ -164,7 +174,10 @@ class HostTier:
                     stats.useful_bytes += self.pool.blob_bytes
             missed = stats.misses - missed
             self._work.notify(missed)
-            return missed
+        if missed:
+            # Let the lanes have the interpreter: their reads begin now, not when the caller next waits.
+            time.sleep(0)
+        return missed
 
     def wait(self, keys: Sequence[ExpertKey]) -> list[int]:
         """Wait until demanded experts are there; return their slots.
@@ -355,7 +368,7 @@ class HostTier:
             self._work.notify_all()
 
     def _victim(self) -> ExpertKey | None:
-        return next((key for key in self._policy.order() if key not in self._pins), None)
+        return self._policy.victim(self._pins)
 
     def _evict(self, key: ExpertKey) -> None:
         entry = self._entries.pop(key)

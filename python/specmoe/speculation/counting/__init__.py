@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .links import Links
 from .membership import membership, used_by_any
 from .moving_average import MovingAverage
 from .naive_bayes import LinkCounts
@@ -11,6 +12,7 @@ from .token_table import TokenTable
 
 __all__ = [
     "LinkCounts",
+    "Links",
     "MovingAverage",
     "PreviousToken",
     "StaticFrequency",

@@ -31,6 +31,8 @@ class History:
 
     def __init__(self, layers: int, experts: int, decays: Sequence[float]) -> None:
         self._decays = np.array(decays, dtype=np.float32)[:, None, None]
+        # What a token adds to each average: the last row is the mean's.
+        self._share = np.append(1.0 - self._decays[:, 0], [[0.0]], axis=0).astype(np.float32)
         self.averages = np.zeros((len(decays) + 1, layers, experts), dtype=np.float32)
         self.since = np.full((layers, experts), LONGEST, dtype=np.float32)
         self._seen = 0
@@ -57,6 +59,31 @@ class History:
         mean = mean + (used - mean) / (self._seen + 1)
         since = np.where(used > 0, 0.0, np.minimum(self.since[layer] + 1.0, LONGEST))
         return np.concatenate([moved, mean[None]]), since
+
+    def features_after(self, layer: int, experts: np.ndarray, weights: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Return `keep_features` of a layer as they will be after a token, in place: it is asked for at every visit.
+
+        Args:
+            layer: the layer.
+            experts: (K,) distinct experts of the token, all below E.
+            weights: (K,) their routing weights.
+            out: (D + 3, E) float32, overwritten.
+        """
+        averages, since, given = out[:-2], out[-2], out[-1]
+        now = self.averages[:, layer]
+        given[:] = 0.0
+        given[experts] = 1.0
+        self._share[-1] = 1.0 / (self._seen + 1)
+        np.subtract(given, now, out=averages)
+        averages *= self._share
+        averages += now
+        averages += FLOOR
+        np.log(averages, out=averages)
+        np.minimum(self.since[layer] + 1.0, LONGEST, out=since)
+        since[experts] = 0.0
+        np.log1p(since, out=since)
+        given[experts] = 2.0 * weights
+        return out.reshape(-1)
 
 
 def log_averages(averages: np.ndarray) -> np.ndarray:

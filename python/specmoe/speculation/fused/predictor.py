@@ -65,6 +65,8 @@ class FusedPredictor:
         self._chances = np.zeros(E, dtype=np.float32)
         self._one_ids = np.zeros(self._w.top_k, dtype=np.int64)
         self._one_given = np.zeros(self._w.top_k, dtype=np.float32)
+        self._keep_x = np.zeros((len(self._w.settings.decays) + 3, E), dtype=np.float32)
+        self._keep_first = np.concatenate([self._w.keep_plain, self._w.keep_up], axis=2)
 
     def _native_state(self) -> list[np.ndarray]:
         memory = self._memory
@@ -132,18 +134,21 @@ class FusedPredictor:
 
     def keep(self, layer: int) -> np.ndarray | None:
         """Return (E,): how soon each expert will be used again, as `RanksExperts` wants it."""
-        w = self._w
+        w, E = self._w, self._E
         if self._open and layer < self._layer:
-            ids = self._ids[layer, -1:]
-            used, latest = membership(ids, self._E)[0], spread_weights(ids, self._given[layer, -1:], self._E)[0]
-            averages, since = self._history.after(layer, used)
+            ids, given = self._ids[layer, -1], self._given[layer, -1]
+            if (ids >= E).any():
+                ids, given = ids[ids < E], given[ids < E]
+            x = self._history.features_after(layer, ids, given, self._keep_x)
         elif self._latest is not None:
-            averages, since, latest = self._history.averages[:, layer], self._history.since[layer], self._latest[layer]
+            x = keep_features(self._history.averages[:, layer], self._history.since[layer], self._latest[layer])
         else:
             return None
-        x = keep_features(averages, since, latest)
-        hidden = np.maximum(x @ w.keep_up[layer], 0.0)
-        return 1.0 / (1.0 + np.exp(-(x @ w.keep_plain[layer] + hidden @ w.keep_down[layer] + w.keep_bias[layer])))
+        both = x @ self._keep_first[layer]
+        z = np.maximum(both[E:], 0.0) @ w.keep_down[layer]
+        z += both[:E]
+        z += w.keep_bias[layer]
+        return 1.0 / (1.0 + np.exp(-z))
 
     def _asked(self, layer: int) -> np.ndarray | None:
         """Return scores (T, 2E) of the coming layer; None for any other."""
