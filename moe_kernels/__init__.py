@@ -1,6 +1,6 @@
 """Fast Mixture-of-Experts operations for PyTorch, and a drop-in `MoELayer`."""
 
-from moe_kernels import integrations
+from moe_kernels import integrations, pages
 from moe_kernels.gradients import gradients_in_place
 from moe_kernels.integrations import explain, patch
 from moe_kernels.layer import MoELayer, RouterOutput
@@ -15,8 +15,8 @@ from moe_kernels.quantized import quantize_experts
 from moe_kernels.registry import BackendUnavailable, available_backends
 
 __version__ = "0.1.0"
-
 integrations.register_when_imported()
+pages.ask_for_huge_pages()
 
 __all__ = [
     "BackendUnavailable",

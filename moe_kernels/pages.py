@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterable
 
@@ -10,8 +11,21 @@ import torch
 from torch import Tensor
 
 HUGE_PAGE = 2 << 20
+# Torch reads it when it first allocates on the CPU: tensors of 2 MiB and more then ask the system for such pages.
+TORCH_SETTING = "THP_MEM_ALLOC_ENABLE"
 # linux/mman.h, since Linux 6.1: move a range into huge pages now, whatever the system's setting is.
 _MADV_COLLAPSE = 25
+
+
+def ask_for_huge_pages() -> None:
+    """Have torch allocate large CPU tensors in 2 MiB pages from now on, unless `THP_MEM_ALLOC_ENABLE` says otherwise.
+
+    A layer's weights are then read about 10 % faster, and fresh gradients cost a third of what small pages take
+    (docs/log.md). It has no effect on what is allocated already, and none where the process has used the CPU
+    allocator before: `collapse_pages` is for such weights.
+    """
+    if sys.platform.startswith("linux"):
+        os.environ.setdefault(TORCH_SETTING, "1")
 
 
 def collapse_pages(weights: torch.nn.Module | Iterable[Tensor]) -> int:
