@@ -1,4 +1,4 @@
-"""Generate with a checkpoint whose experts are on disk, under one memory limit: this project, a memory map, transformers.
+"""Generate with experts on disk, under one memory limit: this project, a memory map, transformers.
 
     python benchmarks/offload_peers.py CHECKPOINT [--memory 2GiB] [--limit 2.75GiB] [--tokens 24] [--output FOLDER]
 

@@ -73,7 +73,7 @@ def build_resumable(
             file.flush()
             os.fsync(file.fileno())
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise StoreError(
                 f"store {path}: the disk is full ({error.strerror}); what is written stays in {partial}: make "
