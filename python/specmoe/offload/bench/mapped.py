@@ -29,7 +29,9 @@ class MappedFile:
         with self.path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def read_into(self, offset: int, target: memoryview, arrived: Callable[[memoryview], object]) -> None:
+    def read_into(
+        self, offset: int, target: memoryview, arrived: Callable[[memoryview], object] = lambda part: None
+    ) -> None:
         """Fill `target` with the bytes from `offset` on, a whole number of pages (see `DirectFile.read_into`)."""
         assert self._map is not None
         with memoryview(self._map) as whole, whole[offset : offset + len(target)] as lying:
