@@ -95,10 +95,10 @@ def line(arm: str, row: dict[str, Any]) -> str:
     """Return a row of the table."""
     error = row["error"]
     same = "not compared" if error is None else "same bits" if error == 0 else f"error {error:.1e}"
-    held = row["group_peak_bytes"]
+    held, read = row["group_peak_bytes"], format_bytes(row["disk_bytes_per_token"])
     return (
-        f"{arm:28} {row['tokens_per_second']:7.3f} tokens/s, {format_bytes(row['disk_bytes_per_token']):>8} from disk a "
-        f"token, peak {format_bytes(row['peak_bytes'])} (group: {'no limit' if held is None else format_bytes(held)}), "
+        f"{arm:28} {row['tokens_per_second']:7.3f} tokens/s, {read:>8} from disk a token, "
+        f"peak {format_bytes(row['peak_bytes'])} (group: {'no limit' if held is None else format_bytes(held)}), "
         f"first token {row['first_seconds']:.1f} s, {same}"
     )
 
