@@ -2,11 +2,11 @@
 
     python benchmarks/offload_peers.py CHECKPOINT [--memory 2GiB] [--limit 2.75GiB] [--tokens 24] [--output FOLDER]
 
-Every arm is a process of its own in a control group with the limit, which counts page cache too; before each, the pages
-of the checkpoint and the store are evicted. Where no group can be made, the table says "no limit", and pages are evicted
-all the same. All arms are given the same random tokens, so that they use the same experts; the first quarter of them
-fills caches and is not timed. With `--arms resident` first, which needs memory for all experts, logits are compared with
-those of the model in memory. Results of arms that were run before stay in FOLDER/peers.json.
+Every arm is a process of its own in a control group with the limit, which counts page cache too; before each, the
+pages of the checkpoint and the store are evicted. Where no group can be made, the table says "no limit", and pages are
+evicted all the same. All arms are given the same random tokens, so that they use the same experts; the first quarter
+of them fills caches and is not timed. With `--arms resident` first, which needs memory for all experts, logits are
+compared with those of the model in memory. Results of arms that were run before stay in FOLDER/peers.json.
 """
 
 from __future__ import annotations
