@@ -119,21 +119,26 @@ bool Requests::next_locked(Piece& piece) {
   if (!rests_.empty()) {
     piece = rests_.front();
     rests_.pop_front();
-    ++under_way_;
+    begin(piece);
     return true;
   }
   for (auto& queue : queues_) {
-    if (queue.empty()) continue;
+    if (queue.empty() || (&queue == &queues_[1] && guesses_under_way_ >= most_guesses_)) continue;
     const auto request = queue.front();
     const int64_t bytes = std::min(piece_bytes_, request->bytes - request->next);
     piece = {request, request->offset + request->next, bytes, request->address + request->next};
     request->next += bytes;
     ++request->pieces;
-    ++under_way_;
+    begin(piece);
     if (request->next == request->bytes) queue.pop_front();
     return true;
   }
   return false;
+}
+
+void Requests::begin(const Piece& piece) {
+  ++under_way_;
+  guesses_under_way_ += !piece.request->urgent;
 }
 
 int64_t Requests::injected(const Piece& piece, int64_t result) {
@@ -148,6 +153,10 @@ bool Requests::finish(const Piece& piece, int64_t result) {
   std::lock_guard<std::mutex> lock(mutex_);
   Request& request = *piece.request;
   --under_way_;
+  if (!request.urgent) {
+    --guesses_under_way_;
+    if (!queues_[1].empty()) work_.notify_one();
+  }
   result = injected(piece, result);
   const int64_t end = piece.offset + result;
   if (result == -EINTR || result == -EAGAIN) {

@@ -44,7 +44,9 @@ std::string describe(const Outcome& outcome);
 // Thread-safe. An engine takes pieces and reports them; callers submit, cancel and wait.
 class Requests {
  public:
-  explicit Requests(int64_t piece_bytes) : piece_bytes_(piece_bytes) {}
+  // No more than `most_guesses` pieces of requests that are not urgent are under way at once: a disk serves what it has
+  // in order, so that an urgent request waits for them.
+  Requests(int64_t piece_bytes, int most_guesses) : piece_bytes_(piece_bytes), most_guesses_(most_guesses) {}
 
   uint64_t submit(int64_t offset, int64_t bytes, char* address, bool urgent);
   // Drops a request of which no piece has begun; its outcome is then ECANCELED.
@@ -73,10 +75,12 @@ class Requests {
 
  private:
   bool next_locked(Piece& piece);
+  void begin(const Piece& piece);
   void settle(const std::shared_ptr<Request>& request);
   int64_t injected(const Piece& piece, int64_t result);
 
   const int64_t piece_bytes_;
+  const int most_guesses_;
   std::mutex mutex_;
   std::condition_variable work_, done_;
   std::unordered_map<uint64_t, std::shared_ptr<Request>> requests_;
@@ -84,6 +88,7 @@ class Requests {
   std::deque<Piece> rests_;
   uint64_t last_id_ = 0;
   int64_t under_way_ = 0;
+  int guesses_under_way_ = 0;
   bool closed_ = false;
   int64_t fail_begin_ = 0, fail_end_ = 0, short_limit_ = 0;
   int fail_error_ = 0, fail_times_ = 0;

@@ -148,6 +148,26 @@ def test_only_what_has_not_begun_is_cancelled(path: Path, open_reader: Callable[
         os.close(fd)
 
 
+def test_guesses_leave_room_for_demands(path: Path, open_reader: Callable[..., Any]) -> None:
+    # A pipe that nobody writes into: what began stays under way.
+    fifo = path.with_name("fifo")
+    os.mkfifo(fifo)
+    held = os.open(fifo, os.O_RDWR)
+    reader = open_reader(held, lanes=1, depth=16)
+    if reader.method == "threads":
+        os.close(held)
+        pytest.skip("pread refuses a pipe")
+    guesses = [reader.submit(0, bytearray(PAGE), urgent=False) for _ in range(9)]
+    assert reader.under_way == 4 and reader.waiting == 5
+    demands = [reader.submit(0, bytearray(PAGE), urgent=True) for _ in range(3)]
+    assert reader.under_way == 7 and reader.waiting == 5
+    for _ in range(12):
+        os.write(held, bytes(PAGE))
+    for number in (*guesses, *demands):
+        assert reader.wait(number) is None
+    os.close(held)
+
+
 def test_urgent_reads_overtake(fd: int, open_reader: Callable[..., Any]) -> None:
     reader = open_reader(fd, lanes=1, depth=1)
     slow = [reader.submit(0, buffer(), urgent=False) for _ in range(200)]

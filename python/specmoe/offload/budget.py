@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+# Share of the free memory that the slots and the whole store may take for reads to go through the page cache.
+PAGE_CACHE_SHARE = 0.7
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
     _UNITS[_letter + "b"] = 1000**_power
@@ -84,6 +86,11 @@ def free_memory() -> int | None:
                 continue
             free = min(free, max(0, most - taken))
     return free
+
+
+def fits_page_cache(store_bytes: int, budget: int, free: int | None) -> bool:
+    """Whether the free memory (None: unknown) holds a store beside the slots, so that the page cache serves it."""
+    return free is not None and store_bytes + budget <= PAGE_CACHE_SHARE * free
 
 
 def _control_groups() -> list[Path]:

@@ -14,9 +14,11 @@ import torch
 
 from moe_kernels import fused_experts
 
-from .budget import format_bytes, free_memory
+from .budget import fits_page_cache, format_bytes, free_memory
 from .checkpoint import Checkpoint, ExpertSource
-from .store import ExpertKey, aligned_buffer
+from .engine import load_without_experts, moe_blocks
+from .store import DirectFile, ExpertKey, aligned_buffer, drop_cached_pages
+from .store.layout import Checksum
 
 # Loads that are timed, and layers' computes.
 SAMPLE = 12
@@ -34,9 +36,10 @@ class Diagnosis:
         experts: L·E.
         layers: L.
         top_k: K.
-        load_seconds: to read one expert past the page cache, several being read at once.
-        cached_seconds: to read one that the page cache holds.
-        compute_seconds: of a layer's experts for one token. Attention is not in it: its share depends on the context.
+        load_seconds: to read and check one expert past the page cache.
+        cached_seconds: to read and check one that the page cache holds.
+        compute_seconds: of a layer's experts for one token.
+        rest_seconds: of everything but experts for one token, after a short context.
         free_bytes: memory that is free for the page cache and slots; None where the system does not tell.
     """
 
@@ -47,6 +50,7 @@ class Diagnosis:
     load_seconds: float
     cached_seconds: float
     compute_seconds: float
+    rest_seconds: float
     free_bytes: int | None
 
     @property
@@ -61,15 +65,23 @@ class Diagnosis:
         hits = float(np.interp(share, held, hit))
         return self.top_k * (1.0 - hits)
 
-    def tokens_per_second(self, budget: int) -> tuple[float, float, float]:
-        """Return the rates on demand, with a perfect guess one layer ahead, and with everything in memory."""
-        C, carried = self.compute_seconds, self.misses(budget) * self.load_seconds
-        return tuple(1.0 / (self.layers * s) for s in (C + carried, max(C, carried), C))  # type: ignore[return-value]
+    def tokens_per_second(self, budget: int, cached: bool = False) -> tuple[float, float, float]:
+        """Return the rates on demand, with a perfect guess one layer ahead, and with everything in memory.
 
-    @property
-    def page_cache_wins(self) -> bool:
-        """Whether all experts fit into the memory that is free, so that buffered reads are served from it."""
-        return self.free_bytes is not None and self.experts * self.expert_bytes < 0.8 * self.free_bytes
+        Args:
+            budget: bytes of experts in memory.
+            cached: loads are served by the page cache.
+        """
+        C, load = self.compute_seconds, self.cached_seconds if cached else self.load_seconds
+        carried, rest = self.misses(budget) * load, self.rest_seconds / self.layers
+        # Loads can hide behind attention too, not only behind experts.
+        each = (rest + C + carried, max(rest + C, carried), rest + C)
+        return tuple(1.0 / (self.layers * s) for s in each)  # type: ignore[return-value]
+
+    def page_cache_wins(self, budget: int) -> bool:
+        """Whether the free memory holds all experts beside the slots: `offload` then reads through the page cache."""
+        whole = self.experts * self.expert_bytes
+        return fits_page_cache(whole, budget, self.free_bytes) and self.cached_seconds < self.load_seconds
 
     def lines(self, budget: int) -> list[str]:
         """Return the diagnosis of a budget as sentences."""
@@ -80,11 +92,11 @@ class Diagnosis:
             f"{self.top_k} in each of {self.layers} layers",
             f"measured: {1e3 * self.load_seconds:.2f} ms to load an expert from disk "
             f"({self.expert_bytes / self.load_seconds / 1e9:.2f} GB/s), {1e3 * self.cached_seconds:.2f} ms from the "
-            f"page cache, {1e3 * self.compute_seconds:.2f} ms to compute a layer's experts for a token; load/compute "
-            f"{self.ratio:.2f}",
+            f"page cache, {1e3 * self.compute_seconds:.2f} ms to compute a layer's experts for a token (load/compute "
+            f"{self.ratio:.2f}), {1e3 * self.rest_seconds:.1f} ms for the rest of the model",
             f"with {format_bytes(budget)}: about {demand:.2f} tokens/s on demand; at best {ahead:.2f} with perfect "
-            f"guesses one layer ahead, {resident:.2f} with every expert in memory (experts alone: attention comes on "
-            "top; misses by other models' routes)",
+            f"guesses one layer ahead, {resident:.2f} with every expert in memory (a short context; misses by another "
+            "model's routes)",
         ]
         carried = self.misses(budget) * self.ratio
         if carried < 0.1:
@@ -102,10 +114,11 @@ class Diagnosis:
                 f"with {format_bytes(target * whole)}, loads would fit into the time of computing: about "
                 f"{self.tokens_per_second(int(target * whole))[0]:.2f} tokens/s on demand"
             )
-        if self.page_cache_wins and self.cached_seconds < self.load_seconds:
+        if self.page_cache_wins(budget):
             out.append(
-                "memory is free for all experts: reads through the page cache win here, and are what is used once the "
-                "file is cached (a budget of 100 % is better still)"
+                f"memory is free for all experts: the page cache wins and is used; about "
+                f"{self.tokens_per_second(budget, cached=True)[0]:.2f} tokens/s on demand once it holds the store (a "
+                "budget of 100 % is better still)"
             )
         return out
 
@@ -135,6 +148,7 @@ def diagnose(model: str | Path, folder: str | Path) -> Diagnosis:
         load,
         cached,
         _compute(tensors, top_k, source.transposed),
+        _rest(model),
         free_memory(),
     )
 
@@ -142,8 +156,6 @@ def diagnose(model: str | Path, folder: str | Path) -> Diagnosis:
 def _loads(folder: Path, nbytes: int) -> tuple[float, float]:
     """Return the seconds to load one expert from the disk and from the page cache."""
     import tempfile
-
-    from .store import DirectFile, drop_cached_pages
 
     size = -(-nbytes // 4096) * 4096
     block = np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)
@@ -155,22 +167,52 @@ def _loads(folder: Path, nbytes: int) -> tuple[float, float]:
         direct, buffered = DirectFile(file.name), DirectFile(file.name, direct=False)
         try:
             targets = [memoryview(aligned_buffer(size)) for _ in range(SAMPLE)]
-            begin = time.perf_counter()
-            if direct.reader is not None:
-                for number in [direct.reader.submit(i * size, target) for i, target in enumerate(targets)]:
-                    direct.reader.wait(number)
-            else:
-                for i, target in enumerate(targets):
-                    direct.read_into(i * size, target)
-            cold = (time.perf_counter() - begin) / SAMPLE
-            buffered.read_into(0, targets[0])
-            begin = time.perf_counter()
-            for _ in range(4):
-                buffered.read_into(0, targets[0])
-            return cold, (time.perf_counter() - begin) / 4
+            for target in targets:
+                target[:] = block.data
+            cold = _seconds(direct, targets, size)
+            _seconds(buffered, targets, size)
+            return cold, _seconds(buffered, targets, size)
         finally:
             direct.close()
             buffered.close()
+
+
+def _seconds(file: DirectFile, targets: list[memoryview], size: int) -> float:
+    """Return the median seconds to read and check one of the experts that lie in a file."""
+    seconds = []
+    for i, target in enumerate(targets):
+        begin = time.perf_counter()
+        file.read_into(i * size, target, Checksum().update)
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds))
+
+
+class _NoExperts(torch.nn.Module):
+    """Stands for experts that cost nothing."""
+
+    def forward(self, x: torch.Tensor, *_: object) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+def _rest(folder: str | Path) -> float:
+    """Return the seconds of everything but the experts for one token."""
+    model = load_without_experts(folder)
+    for block in moe_blocks(model):
+        block.moe.experts = _NoExperts()
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    stamps: list[float] = []
+
+    class Stamps:
+        def put(self, _: object) -> None:
+            stamps.append(time.perf_counter())
+
+        def end(self) -> None:
+            pass
+
+    options = {"max_new_tokens": SAMPLE, "min_new_tokens": SAMPLE, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        model.generate(ids, attention_mask=torch.ones_like(ids), streamer=Stamps(), **options)
+    return float(np.median(np.diff(stamps[2:])))
 
 
 def _compute(tensors: dict[str, torch.Tensor], top_k: int, transposed: bool) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from specmoe.offload.doctor import Diagnosis
 from specmoe.speculation import RouteTrace, save_routes
 
 from ..offload.tiny_checkpoints import write_checkpoint
@@ -27,6 +28,21 @@ def test_doctor(specmoe: Any, tmp_path: Path) -> None:
     assert "18 experts" in done.out.replace("experts: 18", "18 experts") and "tokens/s on demand" in done.out
     assert not list((tmp_path / "cache").iterdir())
     assert specmoe("doctor", "--model", tmp_path / "no").code == 2
+
+
+def test_doctor_counts_the_rest_of_the_model_and_the_page_cache() -> None:
+    expert = 1 << 20
+    found = Diagnosis(expert, 80, 10, 2, 4e-3, 1e-3, 2e-3, 30e-3, 100 * expert)
+    everything = 80 * expert
+    assert found.tokens_per_second(everything) == pytest.approx((20.0, 20.0, 20.0))
+    demand, ahead, _ = found.tokens_per_second(everything // 4)
+    assert demand == pytest.approx(1 / (0.03 + 10 * (2e-3 + found.misses(everything // 4) * 4e-3)))
+    assert demand < ahead
+    assert not found.page_cache_wins(everything // 4)
+    roomy = Diagnosis(expert, 80, 10, 2, 4e-3, 1e-3, 2e-3, 30e-3, 400 * expert)
+    assert roomy.page_cache_wins(everything // 4)
+    assert "the page cache wins and is used" in roomy.lines(everything // 4)[-1]
+    assert roomy.tokens_per_second(everything // 4, cached=True)[0] > demand
 
 
 def test_emulated_bench(specmoe: Any, tmp_path: Path) -> None:

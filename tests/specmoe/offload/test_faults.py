@@ -82,6 +82,32 @@ def test_a_store_that_is_cut_while_it_is_read_is_an_error(checkpoint: Path) -> N
         start(checkpoint)
 
 
+FULL = """
+import resource, signal, sys
+from specmoe.offload import StoreError, build_checkpoint_store
+# A write beyond it fails with EFBIG, as one beyond the end of a disk fails with ENOSPC.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+    build_checkpoint_store(sys.argv[1], sys.argv[2])
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit of a file's size")
+def test_a_build_that_cannot_write_on_says_so_and_is_continued(checkpoint: Path) -> None:
+    whole = (checkpoint.parent / "store").read_bytes()
+    again = checkpoint.parent / "again"
+    command = [sys.executable, "-c", FULL, str(checkpoint), str(again), str(len(whole) // 2)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+    assert "the disk is full (File too large); what is written stays in" in out
+    assert not again.exists()
+    build_checkpoint_store(checkpoint, again).close()
+    assert again.read_bytes() == whole
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["again", "model", "store"]
+
+
 @pytest.mark.parametrize("where", ["preamble", "header", "footer"])
 def test_a_flipped_byte_outside_of_the_experts_is_refused(checkpoint: Path, where: str) -> None:
     path = checkpoint.parent / "store"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -268,11 +269,11 @@ def test_an_unforeseen_error_in_a_lane_reaches_the_waiter(store: ExpertStore, mo
 def test_retries_are_counted(store: ExpertStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real, attempts = store.file.read_into, []
 
-    def fails_twice(offset: int, target: memoryview) -> None:
+    def fails_twice(offset: int, target: memoryview, *arrived: Any) -> None:
         attempts.append(offset)
         if len(attempts) <= 2:
             raise OSError("injected")
-        real(offset, target)
+        real(offset, target, *arrived)
 
     monkeypatch.setattr(store.file, "read_into", fails_twice)
     with HostTier(store, 3) as tier:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,11 +169,11 @@ def test_read_of_an_unknown_expert(store: ExpertStore) -> None:
 def test_failed_read_is_retried(make_layers: MakeLayers, store: ExpertStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real, failures = store.file.read_into, iter([OSError(errno.EIO, "injected"), None])
 
-    def fails_once(offset: int, target: memoryview) -> None:
+    def fails_once(offset: int, target: memoryview, *arrived: Any) -> None:
         failure = next(failures)
         if failure is not None:
             raise failure
-        real(offset, target)
+        real(offset, target, *arrived)
 
     monkeypatch.setattr(store.file, "read_into", fails_once)
     assert torch.equal(store.read(ExpertKey(1, 1))["down_proj"], make_layers()[1]["down_proj"][1])
@@ -181,7 +182,7 @@ def test_failed_read_is_retried(make_layers: MakeLayers, store: ExpertStore, mon
 def test_read_that_keeps_failing_is_raised(store: ExpertStore, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def fails(offset: int, target: memoryview) -> None:
+    def fails(offset: int, target: memoryview, *arrived: Any) -> None:
         calls.append(offset)
         raise OSError(errno.EIO, "injected")
 
@@ -195,6 +196,26 @@ def test_short_reads_are_continued(store: ExpertStore, monkeypatch: pytest.Monke
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: real(fd, [v[: max(ALIGN, len(v) // 2)] for v in views], at))
     store.verify()
+
+
+@pytest.mark.parametrize("method", ["auto", "python"])
+def test_parts_arrive_in_order_and_once(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PART", 2 * ALIGN)
+    content = os.urandom(7 * ALIGN)
+    (tmp_path / "data").write_bytes(content)
+    file = files.DirectFile(tmp_path / "data", method=method)
+    try:
+        seen: list[bytes] = []
+        target = memoryview(files.aligned_buffer(5 * ALIGN))
+        file.read_into(ALIGN, target, lambda part: seen.append(bytes(part)))
+        assert b"".join(seen) == bytes(target) == content[ALIGN : 6 * ALIGN]
+        seen.clear()
+        with pytest.raises(EOFError, match=f"ends at byte {7 * ALIGN}"):
+            file.read_into(4 * ALIGN, target, lambda part: seen.append(bytes(part)))
+        assert content[4 * ALIGN :].startswith(b"".join(seen))
+        assert file.reader is None or file.reader.under_way == file.reader.waiting == 0
+    finally:
+        file.close()
 
 
 def test_build_refuses_tensors_of_another_shape(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 from ..store import drop_cached_pages
+from ..store.files import PART
 
 
 class MappedFile:
@@ -27,11 +29,16 @@ class MappedFile:
         with self.path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill `target` with the bytes from `offset` on, a whole number of pages."""
+    def read_into(
+        self, offset: int, target: memoryview, arrived: Callable[[memoryview], object] = lambda part: None
+    ) -> None:
+        """Fill `target` with the bytes from `offset` on, a whole number of pages (see `DirectFile.read_into`)."""
         assert self._map is not None
-        with memoryview(self._map) as whole, whole[offset : offset + len(target)] as part:
-            target[:] = part
+        with memoryview(self._map) as whole, whole[offset : offset + len(target)] as lying:
+            for begin in range(0, len(target), PART):
+                part = target[begin : begin + PART]
+                part[:] = lying[begin : begin + PART]
+                arrived(part)
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, offset, len(target))
         drop_range(self.path, offset, len(target))

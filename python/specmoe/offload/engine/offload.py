@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from specmoe.speculation import CostGate, Predictor
 
-from ..budget import format_bytes, free_memory, parse_bytes
+from ..budget import fits_page_cache, format_bytes, free_memory, parse_bytes
 from ..checkpoint import Checkpoint, build_checkpoint_store
 from ..locations import cache_dir
 from ..stats import TransferStats
@@ -26,9 +26,6 @@ from .loading import Hollow, is_hollow, load_without_experts
 from .passes import on_each_pass
 from .pipeline import ExpertPipeline
 from .predictors import make_predictor
-
-# Share of the free memory that the slots and the whole store may take for reads to go through the page cache.
-PAGE_CACHE_SHARE = 0.7
 
 
 def build_model_store(
@@ -288,8 +285,7 @@ def eviction_policy(policy: EvictionPolicy | str | None) -> EvictionPolicy | Non
 
 def _open(path: Path, budget: int, direct: bool | None) -> ExpertStore:
     if direct is None:
-        free = free_memory()
-        direct = free is None or path.stat().st_size + budget > PAGE_CACHE_SHARE * free
+        direct = not fits_page_cache(path.stat().st_size, budget, free_memory())
     return ExpertStore.open(path, direct=direct)
 
 

@@ -6,6 +6,8 @@ import errno
 import mmap
 import os
 import threading
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ _DIRECT = getattr(os, "O_DIRECT", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 # A read is cut into pieces of this size, so that one expert alone keeps the disk's queue filled.
 PIECE = 1 << 20
+# A reader is told of a part of this size as soon as it is there, so that it can check it while the rest is read.
+PART = 2 * PIECE
 # Pieces under way at once, with io_uring; threads, where there is none.
 DEPTH = 16
 THREADS = 4
@@ -114,36 +118,47 @@ class DirectFile:
         """Let the reads of the calling thread, from now on, stand behind those of others, or no more."""
         self._calling.background = background
 
-    def read_into(self, offset: int, target: memoryview) -> None:
+    def read_into(
+        self, offset: int, target: memoryview, arrived: Callable[[memoryview], object] = lambda part: None
+    ) -> None:
         """Fill `target` with the bytes from `offset` on; the other threads run meanwhile.
 
         Args:
             offset: a multiple of 4096.
             target: a whole number of pages of an `aligned_buffer`.
+            arrived: called with the parts of `target`, in order and each once, while the rest may still be read.
 
         Raises:
             EOFError: the file ends within the range.
             OSError: the system could not read.
         """
         if self.reader is not None:
-            self._read_natively(offset, target)
+            self._read_natively(offset, target, arrived)
             return
         done = 0
         while done < len(target):
             count = self._read_once(offset + done, target[done:])
             if count == 0:
                 raise EOFError(f"the file ends at byte {offset + done}, {len(target) - done} bytes too early")
+            arrived(target[done : done + count])
             done += count
 
-    def _read_natively(self, offset: int, target: memoryview) -> None:
-        number = self.reader.submit(offset, target, urgent=not getattr(self._calling, "background", False))
-        failure = self.reader.wait(number)
-        if failure is None:
-            return
-        code, text = failure
-        if code < 0:
-            raise EOFError(text)
-        raise OSError(code, text)
+    def _read_natively(self, offset: int, target: memoryview, arrived: Callable[[memoryview], object]) -> None:
+        urgent = not getattr(self._calling, "background", False)
+        parts = [(begin, target[begin : begin + PART]) for begin in range(0, len(target), PART)]
+        numbers = deque(self.reader.submit(offset + begin, part, urgent=urgent) for begin, part in parts)
+        try:
+            for _, part in parts:
+                failure = self.reader.wait(numbers.popleft())
+                if failure is not None:
+                    code, text = failure
+                    raise EOFError(text) if code < 0 else OSError(code, text)
+                arrived(part)
+        finally:
+            # After a failure, or Ctrl-C: nothing may write into the buffer later on.
+            for number in numbers:
+                self.reader.cancel(number)
+                self.reader.wait(number)
 
     def _read_once(self, offset: int, target: memoryview) -> int:
         if hasattr(os, "preadv"):

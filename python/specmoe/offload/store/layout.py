@@ -172,6 +172,10 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+# The same, of parts: `update` with each, then `intdigest`.
+Checksum = xxhash.xxh3_64
+
+
 def checksum(data: bytes | bytearray | memoryview) -> int:
     return xxhash.xxh3_64_intdigest(data)
 

@@ -61,27 +61,28 @@ def build_resumable(
         raise ValueError("build_resumable: keys: expected at least one expert, got none")
     layout = StoreLayout.plan(tensor_specs(expert(keys[0])), list(keys), source, groups, quantization)
     partial, log = partial_paths(path)
-    with _open_locked(partial, path) as file:
-        # The header without checksums: the same plan of the same weights.
-        plan = f"{fingerprint} {checksum(layout.header()):016x}"
-        done = _recover(file, log, layout, plan)
-        _require_space(path, file, layout)
-        try:
+    try:
+        with _open_locked(partial, path) as file:
+            # The header without checksums: the same plan of the same weights.
+            plan = f"{fingerprint} {checksum(layout.header()):016x}"
+            done = _recover(file, log, layout, plan)
+            _require_space(path, file, layout)
             with log.open("a") as journal:
                 _write_rest(file, journal, layout, expert, done, str(path), progress)
             write_frame(file, layout)
             file.flush()
             os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise StoreError(
-                f"store {path}: the disk is full ({error.strerror}); what is written stays in {partial}: make "
-                f"{format_bytes(layout.file_bytes)} of room in all and run it again, or delete that file"
-            ) from error
-        os.replace(partial, path)
-        log.unlink(missing_ok=True)
-        sync_folder(path.parent)
+            os.replace(partial, path)
+            log.unlink(missing_ok=True)
+            sync_folder(path.parent)
+    except OSError as error:
+        # Closing the file tries once more to write what is left, and fails once more: that is caught here too.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StoreError(
+            f"store {path}: the disk is full ({error.strerror}); what is written stays in {partial}: make "
+            f"{format_bytes(layout.file_bytes)} of room in all and run it again, or delete that file"
+        ) from error
     return layout
 
 

@@ -16,6 +16,7 @@ from .layout import (
     DTYPES,
     END_MAGIC,
     MAGIC,
+    Checksum,
     ExpertKey,
     StoreError,
     StoreLayout,
@@ -119,12 +120,13 @@ class ExpertStore:
             raise StoreError(f"store {self.path}: holds no {key}")
         cause: Exception | None = None
         for attempt in range(READ_ATTEMPTS):
+            digest = Checksum()
             try:
-                self.file.read_into(blob.offset, target)
+                self.file.read_into(blob.offset, target, digest.update)
             except (OSError, EOFError) as error:
                 cause = error
                 continue
-            found = checksum(target)
+            found = digest.intdigest()
             if found == blob.checksum:
                 return attempt
             cause = ValueError(f"checksum: expected {blob.checksum:016x}, got {found:016x}")
