@@ -293,7 +293,7 @@ def fused_experts(
         if at_once is not None:
             out = at_once(x, indices, weights, gate_up, down, gate_up_bias, down_bias, activation, transposed)
             if out is not None:
-                return out  # type: ignore[no-any-return]
+                return out
     x, gate_up, down, gate_up_bias, down_bias = under_autocast(  # type: ignore[assignment]
         x, gate_up, down, gate_up_bias, down_bias
     )
