@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
+from .math_problems import NAMES
+
 Turns = tuple[str, ...]
 
 SLOTS: dict[str, Turns] = {
-    "name": (
-        "Anna",
-        "Ben",
-        "Carla",
-        "David",
-        "Emma",
-        "Farid",
-        "Grace",
-        "Hugo",
-        "Ines",
-        "Jonas",
-        "Mona",
-        "Noah",
-        "Olga",
-        "Paul",
-    ),
+    "name": NAMES,
     "food": (
         "soup",
         "pizza",
