@@ -20,7 +20,7 @@ _MADV_COLLAPSE = 25
 def ask_for_huge_pages() -> None:
     """Have torch allocate large CPU tensors in 2 MiB pages from now on, unless `THP_MEM_ALLOC_ENABLE` says otherwise.
 
-    A layer's weights are then read about 10 % faster, and fresh gradients cost a third of what small pages take
+    A layer's weights are then read in 8 % less time, and fresh gradients cost a third of what small pages take
     (docs/log.md). It has no effect on what is allocated already, and none where the process has used the CPU
     allocator before: `collapse_pages` is for such weights.
     """
@@ -33,7 +33,7 @@ def collapse_pages(weights: torch.nn.Module | Iterable[Tensor]) -> int:
 
     Nothing else changes: addresses, values and what the tensors are stay the same, and so it does not matter who else
     holds them or writes to them. While it runs, each page is copied once. Reading a layer's experts then takes 8 % less
-    time (docs/performance.md), because there are fewer addresses for the processor to look up.
+    time (docs/log.md), because there are fewer addresses for the processor to look up.
 
     Args:
         weights: a module, of which all parameters and buffers are meant, or tensors.

@@ -41,10 +41,11 @@ NOT_INTERPRETED = {
     "test_grouped_mm": ("test_model_sizes",),
     "test_fused_experts": ("test_model_sizes", "test_one_wide_expert"),
     "test_grouped_lora": ("test_model_sizes", "test_error_is_that_of_the_loop", "test_opcheck"),
-    "test_quantized": ("test_model_sizes", "test_error_levels", "test_gated_forms", "test_opcheck_fused_experts"),
+    "test_quantized": ("test_model_sizes", "test_error_levels", "test_gated_forms"),
+    "test_quantized_torch": ("test_opcheck_fused_experts",),
 }
 # The ops of a file of tests, where they are not the one that the file is named after. The quantized ones choose for
-# themselves (test_quantized.py): a backend may lack them.
+# themselves (`engine`): a backend may lack them.
 PLAIN = tuple(op for op in OPS if not op.endswith("_quantized"))
 OPS_OF = {"test_permute": ("permute", "unpermute"), **{f"test_{op}": (op,) for op in OPS if op != "permute"}}
 
@@ -79,6 +80,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend,dtype", cases, ids=_name)
     elif "backend" in names:
         metafunc.parametrize("backend", list(dict.fromkeys(name for name, _ in cases)))
+    if "engine" in names:
+        metafunc.parametrize("engine", ["reference", "cpu", "triton"], indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -134,6 +137,16 @@ def _slow_to_interpret(item: pytest.Item, given: dict[str, object]) -> bool:
         turned = given.get("interleaved") or given.get("transposed")
         return bool(turned and given.get("activation") not in ("silu", "gpt_oss"))
     return False
+
+
+@pytest.fixture
+def engine(request):
+    """A backend's name; skips where that backend lacks the ops with quantized weights."""
+    for op in ("fused_experts_quantized", "grouped_mm_quantized"):
+        reason = why_not(request.param, op, torch.empty(0))
+        if reason is not None:
+            pytest.skip(f"{request.param}: {reason}")
+    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,14 @@ def test_results_too_large_for_the_caches():
         assert torch.equal(_experts(inputs, rows), whole[rows])
 
 
+def test_an_activation_too_large_for_a_cache():
+    # On AMX the down-projection takes it a few columns at a time: 300 rows of 4096 values in three cuts.
+    inputs = expert_inputs(300, 2, 1, 64, 4096, routing="single").to(torch.bfloat16)
+    whole = _experts(inputs)
+    for rows in (slice(0, 3), slice(90, 130), slice(200, 300)):
+        assert torch.equal(_experts(inputs, rows), whole[rows])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_expert_order_does_not_matter(dtype):
     inputs = expert_inputs(63, 8, 2, 65, 33).to(dtype)

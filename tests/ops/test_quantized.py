@@ -20,39 +20,15 @@ from moe_kernels.testing import (
     relative_error,
 )
 
-OPS = torch.ops.moe_kernels
-QUANTIZE = {
-    "nf4": quantize_nf4,
-    "nf4-plain": lambda w: quantize_nf4(w, double_quant=False),
-    "int8": quantize_int8,
-}
+from .quantized_formats import FORMATS, QUANTIZE, trainable
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((0, 8, 2), (1, 1, 1), (1, 8, 8), (3, 8, 2), (63, 8, 2), (300, 16, 4), (5, 64, 8))
-FORMATS = pytest.mark.parametrize("kind", QUANTIZE)
-
-
-@pytest.fixture
-def engine(request):
-    """A backend's name; skips where that backend lacks the ops."""
-    for op in ("fused_experts_quantized", "grouped_mm_quantized"):
-        reason = why_not(request.param, op, torch.empty(0))
-        if reason is not None:
-            pytest.skip(f"{request.param}: {reason}")
-    return request.param
-
-
-def pytest_generate_tests(metafunc):
-    if "engine" in metafunc.fixturenames:
-        metafunc.parametrize("engine", ["reference", "cpu", "triton"], indirect=True)
 
 
 def _sizes(kind: str) -> tuple[int, int]:
     """H and I: odd where the format allows it."""
     return (33, 19) if kind == "int8" else (64, 128)
-
-
-def _leaf(value):
-    return None if value is None else value.detach().clone().requires_grad_(value.is_floating_point())
 
 
 def _call(inputs: ExpertInputs, gate_up, down, backend, **options):
@@ -66,8 +42,8 @@ def check(inputs: ExpertInputs, kind: str, backend: str, dtype: torch.dtype, **o
     """Compare the result and the gradients of x, the routing weights and the biases."""
     gate_up, down = QUANTIZE[kind](inputs.gate_up), QUANTIZE[kind](inputs.down)
     cast = inputs.to(dtype)
-    cast = ExpertInputs(*(_leaf(value) for value in cast))
-    wide = ExpertInputs(*(_leaf(value) for value in cast.to(torch.float64)))
+    cast = ExpertInputs(*(trainable(value) for value in cast))
+    wide = ExpertInputs(*(trainable(value) for value in cast.to(torch.float64)))
     wide = wide._replace(gate_up=gate_up.dequantize(torch.float64), down=down.dequantize(torch.float64))
     out, want = _call(cast, gate_up, down, backend, **options), naive_experts(wide, **options)
     assert out.dtype == dtype
@@ -160,7 +136,7 @@ def test_gradcheck(kind):
         new = inputs._replace(x=x, weights=weights, gate_up_bias=gate_up_bias, down_bias=down_bias)
         return _call(new, gate_up, down, None)
 
-    given = [_leaf(v) for v in (inputs.x, inputs.weights, inputs.gate_up_bias, inputs.down_bias)]
+    given = [trainable(v) for v in (inputs.x, inputs.weights, inputs.gate_up_bias, inputs.down_bias)]
     assert torch.autograd.gradcheck(call, given, fast_mode=True)
 
 
@@ -168,10 +144,10 @@ def test_gradcheck(kind):
 def test_only_the_needed_gradients(kind, engine):
     inputs = expert_inputs(9, 4, 2, *_sizes(kind)).to(torch.float32)
     gate_up, down = QUANTIZE[kind](inputs.gate_up), QUANTIZE[kind](inputs.down)
-    every = inputs._replace(x=_leaf(inputs.x), weights=_leaf(inputs.weights))
+    every = inputs._replace(x=trainable(inputs.x), weights=trainable(inputs.weights))
     _call(every, gate_up, down, engine).sum().backward()
     for name in ("x", "weights"):
-        one = inputs._replace(**{name: _leaf(getattr(inputs, name))})
+        one = inputs._replace(**{name: trainable(getattr(inputs, name))})
         _call(one, gate_up, down, engine).sum().backward()
         torch.testing.assert_close(getattr(one, name).grad, getattr(every, name).grad)
 
@@ -264,10 +240,10 @@ def test_the_gradient_of_dynamic_is_straight_through(engine):
         grads.append(x.grad)
     assert torch.equal(*grads)
     inputs = expert_inputs(9, 4, 2, 33, 19).to(torch.float32)
-    inputs = inputs._replace(x=_leaf(inputs.x), weights=_leaf(inputs.weights))
+    inputs = inputs._replace(x=trainable(inputs.x), weights=trainable(inputs.weights))
     _call(inputs, quantize_int8(inputs.gate_up), quantize_int8(inputs.down), engine, dynamic=True).sum().backward()
-    exact = inputs._replace(x=_leaf(inputs.x), weights=_leaf(inputs.weights)).to(torch.float64)
-    exact = exact._replace(x=_leaf(exact.x), weights=_leaf(exact.weights))
+    exact = inputs._replace(x=trainable(inputs.x), weights=trainable(inputs.weights)).to(torch.float64)
+    exact = exact._replace(x=trainable(exact.x), weights=trainable(exact.weights))
     naive_experts(exact).sum().backward()
     assert relative_error(inputs.x.grad, exact.x.grad) < 0.05
     assert relative_error(inputs.weights.grad, exact.weights.grad) < 0.05
@@ -360,81 +336,6 @@ def test_a_low_rank_side_path_trains(kind, engine):
     want.square().sum().backward()
     for name, left, right in zip("xab", mine, wide, strict=True):
         assert_close(left.grad, right.grad, what=name)
-
-
-# -- torch's own checks
-
-
-def _opcheck(op, *args):
-    torch.library.opcheck(op.default, args)
-
-
-@FORMATS
-def test_opcheck_fused_experts(kind, engine):
-    inputs = expert_inputs(5, 4, 2, 64, 64, bias=True, routing="sentinels").to(torch.float32)
-    gate_up, down = QUANTIZE[kind](inputs.gate_up), QUANTIZE[kind](inputs.down)
-    x, indices, weights, _, _, up_bias, down_bias = (_leaf(value) for value in inputs)
-    matrices = (gate_up.data, gate_up.scales, down.data, down.scales)
-    options = (gate_up.format, "silu", None, False, kind == "int8")
-    _opcheck(
-        OPS.fused_experts_quantized, x, indices, weights, *matrices, up_bias, down_bias, *options, True, engine, None
-    )
-    x, weights, up_bias, down_bias = (value.detach() for value in (x, weights, up_bias, down_bias))
-    plain = (x, indices, weights, *matrices, up_bias, down_bias, *options)
-    _opcheck(OPS.fused_experts_quantized, *plain, False, engine, None)
-    _, pre, *plan = OPS.fused_experts_quantized(*plain, True, engine, None)
-    for need in ([True] * 4, [False, True, False, False]):
-        args = (torch.randn(5, 64), x, weights, *matrices, up_bias, down_bias, pre, *plan, *options[:4], need, engine)
-        _opcheck(OPS.fused_experts_quantized_backward, *args)
-
-
-@FORMATS
-def test_opcheck_grouped_mm(kind, engine):
-    plan = route(random_indices(7, 4, 2, "sentinels"), 4)
-    w = QUANTIZE[kind](torch.randn(4, 3, 64))
-    x, bias, scale, base = (torch.randn(*s, requires_grad=True) for s in ((7, 64), (4, 3), (14,), (7, 3)))
-    end = (w.format, kind == "int8", engine, None)
-    given = (plan.offsets, plan.row_token, bias, scale, plan.slot_row, base)
-    _opcheck(OPS.grouped_mm_quantized, x, w.data, w.scales, *given, *end)
-    rows = torch.randn(14, 64, requires_grad=True)
-    _opcheck(OPS.grouped_mm_quantized, rows, w.data, w.scales, plan.offsets, None, None, None, None, None, *end)
-    rest = (plan.offsets, plan.row_token, bias.detach(), scale.detach(), plan.slot_row)
-    for need in ([True, True, True], [False, True, False]):
-        args = (torch.randn(7, 3), x.detach(), w.data, w.scales, *rest, w.format, need, engine)
-        _opcheck(OPS.grouped_mm_quantized_backward, *args)
-
-
-@FORMATS
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_fullgraph(kind, compiler):
-    inputs = expert_inputs(9, 4, 2, 64, 64).to(torch.float32)
-    gate_up, down = QUANTIZE[kind](inputs.gate_up), QUANTIZE[kind](inputs.down)
-
-    def chain(x, indices, weights):
-        plan = route(indices, 4)
-        rows = grouped_mm(x, down, plan.offsets, row_token=plan.row_token, slot_row=plan.slot_row)
-        return rows + fused_experts(x, indices, weights, gate_up, down)
-
-    torch.compiler.reset()
-    compiled = torch.compile(chain, fullgraph=True, backend=compiler)
-    grads = []
-    for call in (chain, compiled):
-        x = _leaf(inputs.x)
-        call(x, inputs.indices, inputs.weights).square().sum().backward()
-        grads.append(x.grad)
-    torch.testing.assert_close(*grads)
-
-
-@FORMATS
-def test_dequantizes_under_tracing(kind):
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    weight = QUANTIZE[kind](torch.randn(2, 3, 64))
-    real = weight.dequantize()
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        fake = type(weight)(**{name: mode.from_tensor(value) for name, value in weight.tensors().items()})
-        assert fake.dequantize().shape == (2, 3, 64)
-    assert torch.equal(weight.dequantize(), real)
 
 
 def test_the_cpu_backend_serves_or_says_why():

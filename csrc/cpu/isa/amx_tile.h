@@ -78,18 +78,23 @@ inline void tile_dot_bf16() {
     }
 }
 
-// TDPBSUD: signed bytes of A times unsigned bytes of B.
-template <int C, int A, int B>
-inline void tile_dot_int8() {
+// Signed bytes of A times bytes of B, of type `Right`: TDPBSUD and TDPBSSD.
+template <class Right, int C, int A, int B>
+inline void emulated_dot_bytes() {
   for (int64_t m = 0; m < TILE_SIDE; ++m)
     for (int64_t n = 0; n < TILE_SIDE; ++n) {
       int32_t sum = tile_get<int32_t>(emulated[C], m, n);
       for (int64_t k = 0; k < TILE_SIDE; ++k)
         for (int64_t i = 0; i < 4; ++i)
           sum += static_cast<int32_t>(tile_get<int8_t>(emulated[A], m, 4 * k + i)) *
-                 static_cast<int32_t>(tile_get<uint8_t>(emulated[B], k, 4 * n + i));
+                 static_cast<int32_t>(tile_get<Right>(emulated[B], k, 4 * n + i));
       std::memcpy(emulated[C].row[m] + 4 * n, &sum, sizeof sum);
     }
+}
+
+template <int C, int A, int B>
+inline void tile_dot_int8() {
+  emulated_dot_bytes<uint8_t, C, A, B>();
 }
 
 #else

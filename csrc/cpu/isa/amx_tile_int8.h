@@ -8,18 +8,9 @@ namespace {
 
 #if defined(MOE_EMULATE_AMX)
 
-// TDPBSSD.
 template <int C, int A, int B>
 inline void tile_dot_signed() {
-  for (int64_t m = 0; m < TILE_SIDE; ++m)
-    for (int64_t n = 0; n < TILE_SIDE; ++n) {
-      int32_t sum = tile_get<int32_t>(emulated[C], m, n);
-      for (int64_t k = 0; k < TILE_SIDE; ++k)
-        for (int64_t i = 0; i < 4; ++i)
-          sum += static_cast<int32_t>(tile_get<int8_t>(emulated[A], m, 4 * k + i)) *
-                 static_cast<int32_t>(tile_get<int8_t>(emulated[B], k, 4 * n + i));
-      std::memcpy(emulated[C].row[m] + 4 * n, &sum, sizeof sum);
-    }
+  emulated_dot_bytes<int8_t, C, A, B>();
 }
 
 #else

@@ -41,3 +41,18 @@ def no_lane_is_left() -> Iterator[None]:
     yield
     left = [t.name for t in threading.enumerate() if t.name.startswith("specmoe-lane")]
     assert not left, f"threads left behind: {left}"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def prompt() -> torch.Tensor:
+    """The ids (1, 9) of a prompt."""
+    return torch.randint(0, 50, (1, 9), generator=torch.Generator().manual_seed(1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,9 @@ from specmoe.offload import ExpertStore, Offload, StoreError, build_model_store,
 from specmoe.offload.engine import moe_blocks
 from specmoe.speculation import Oracle
 from specmoe.transformer import SpecMoeConfig, SpecMoeForCausalLM
+
+# The sizes are too small for threads to pay, and busy ones slow the reader lanes down.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BACKENDS = [name for name in ("reference", "cpu") if available_backends()[name] is None]
 LAYERS, EXPERTS, TOP_K = 3, 6, 2
@@ -54,20 +56,6 @@ def generate(model: Any, prompt: torch.Tensor, tokens: int = 8) -> tuple[torch.T
 def same_bits(got: tuple[torch.Tensor, torch.Tensor], want: tuple[torch.Tensor, torch.Tensor]) -> bool:
     as_bits = (got[1].view(torch.int32), want[1].view(torch.int32))
     return torch.equal(got[0], want[0]) and torch.equal(*as_bits)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The sizes are too small for threads to pay, and busy ones slow the reader lanes down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def prompt() -> torch.Tensor:
-    return torch.randint(0, 50, (1, 9), generator=torch.Generator().manual_seed(1))
 
 
 def budget(slots: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,8 @@ from specmoe.offload.tiers.slots import slot_bytes
 
 from .tiny_checkpoints import EXPERTS, KINDS, TOP_K, VOCABULARY, write_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# The sizes are too small for threads to pay, and busy ones slow the reader lanes down.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def prompt(rows: int = 2, length: int = 7) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,9 @@ from specmoe.speculation import CostGate, Observation, record_trace
 from specmoe.speculation.fused import FusedSettings, train_fused
 
 from .test_engine import EXPERTS, LAYERS, TOP_K, budget, generate, make_model, same_bits
+
+# The sizes are too small for threads to pay, and busy ones slow the reader lanes down.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Listener:
@@ -40,19 +42,6 @@ class Listener:
 
     def keep(self, layer: int) -> np.ndarray | None:
         return np.linspace(0, 1, EXPERTS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def prompt() -> torch.Tensor:
-    return torch.randint(0, 50, (1, 9), generator=torch.Generator().manual_seed(1))
 
 
 def test_a_predictor_hears_of_sequences_tokens_and_weights(tmp_path: Path, prompt: torch.Tensor) -> None:
