@@ -48,8 +48,8 @@ def test_results_too_large_for_the_caches():
 
 
 def test_an_activation_too_large_for_a_cache():
-    # On AMX the down-projection takes it a few columns at a time: 300 rows of 4096 values in three cuts.
-    inputs = expert_inputs(300, 2, 1, 64, 4096, routing="single").to(torch.bfloat16)
+    # On AMX the down-projection takes it a few columns at a time: two experts of 300 rows each, as many as threads.
+    inputs = expert_inputs(300, 2, 2, 64, 4096).to(torch.bfloat16)
     whole = _experts(inputs)
     for rows in (slice(0, 3), slice(90, 130), slice(200, 300)):
         assert torch.equal(_experts(inputs, rows), whole[rows])
