@@ -6,6 +6,7 @@
 
 #include "bind_memory.h"
 #include "bind_route_predictor.h"
+#include "common/borrowed_team.h"
 #include "common/cpu_features.h"
 #include "common/error.h"
 #include "common/thread_pool.h"
@@ -250,6 +251,10 @@ PYBIND11_MODULE(_C, m) {
   bind_io(m);
   m.def("isa", [] { return std::string(moe::kernels().name); }, "Name of the instruction set that the kernels use.");
   m.def("usable_isas", &moe::usable_isas, "What MOE_KERNELS_ISA may be here, the best first.");
+  m.def(
+      "borrow_team",
+      [](std::uintptr_t region) { moe::borrow_team(reinterpret_cast<moe::ParallelRegion>(region)); },
+      "Run tasks in the OpenMP team behind the address of its GOMP_parallel; 0 gives it back.");
   m.def("pool_workers", &moe::pool_workers, "Worker threads started in this process.");
   m.def(
       "cpu_features",

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_kernels.threads import borrow_torch_threads
+
 _module: ModuleType | None
 _reason: str | None
 try:
@@ -16,6 +18,9 @@ try:
     _module, _reason = import_module("moe_kernels._C"), None
 except ImportError as error:
     _module, _reason = None, f"the native core moe_kernels._C cannot be imported: {error}"
+
+if _module is not None:
+    borrow_torch_threads(_module)
 
 # The codes of csrc/common/view.h.
 DTYPE_CODES: dict[torch.dtype, int] = {

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "borrowed_team.h"
 #include "error.h"
 
 namespace moe {
@@ -171,6 +172,7 @@ void run_tasks(int64_t count, int threads, TaskFunction task, void* context) {
     for (int64_t index = 0; index < count; ++index) task(context, index);
     return;
   }
+  if (run_on_team(count, static_cast<int>(seats + 1), task, context)) return;
   Job job;
   job.task = task;
   job.context = context;

@@ -1,7 +1,8 @@
-"""The native thread pool: equal bits, concurrent callers, fork, exit, and no work while idle."""
+"""The threads of the native core, torch's and its own: equal bits, callers at once, fork, exit, no work while idle."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,16 +15,20 @@ import torch
 from moe_kernels import fused_experts
 from moe_kernels.native import core, native
 from moe_kernels.testing import expert_inputs
+from moe_kernels.threads import CHOICES, borrow_torch_threads, own_threads, torch_team
 
 module, reason = native()
 pytestmark = pytest.mark.skipif(module is None, reason=str(reason))
 
 
-@pytest.fixture(autouse=True)
-def threads():
+@pytest.fixture(autouse=True, params=CHOICES)
+def threads(request):
+    if request.param == "torch" and torch_team() is None:
+        pytest.skip("torch has no OpenMP team to borrow here")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
+    with own_threads(core()) if request.param == "own" else contextlib.nullcontext():
+        yield request.param
     torch.set_num_threads(before)
 
 
@@ -98,10 +103,11 @@ def _forward(inputs) -> torch.Tensor:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_its_own_pool():
+def test_a_forked_child_has_its_own_pool(threads):
     inputs = _inputs()
     want = _forward(inputs)
-    assert core().pool_workers() >= 1
+    if threads == "own":
+        assert core().pool_workers() >= 1
 
     def work() -> bool:
         started_anew = core().pool_workers() == 0
@@ -142,7 +148,7 @@ def test_an_idle_pool_uses_no_processor_time():
     assert time.process_time() - before < 0.05
 
 
-def test_interpreter_exit_with_parked_workers():
+def test_interpreter_exit_with_parked_workers(threads):
     script = """
 import torch
 from moe_kernels import fused_experts
@@ -152,5 +158,32 @@ torch.set_num_threads(3)
 fused_experts(*expert_inputs(300, 8, 2, 96, 80).to(torch.float32)[:5], backend="cpu")
 print(core().pool_workers())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (0, "2", "")
+    environment = {**os.environ, "MOE_KERNELS_THREADS": threads}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment)
+    workers = {"own": "2", "torch": "0"}[threads]
+    assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (0, workers, "")
+
+
+def test_the_choice_is_checked(monkeypatch):
+    monkeypatch.setenv("MOE_KERNELS_THREADS", "mine")
+    with pytest.raises(ValueError, match=r"MOE_KERNELS_THREADS: expected torch or own, got 'mine'"):
+        borrow_torch_threads(core())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torch's runtime is borrowed on Linux alone")
+def test_on_torch_threads_none_are_added(threads):
+    script = """
+import os
+import torch
+from moe_kernels import fused_experts
+from moe_kernels.testing import expert_inputs
+torch.set_num_threads(3)
+inputs = expert_inputs(300, 8, 2, 96, 80).to(torch.float32)
+torch.randn(1 << 20).add(1)
+before = len(os.listdir("/proc/self/task"))
+fused_experts(*inputs[:5], backend="cpu")
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    environment = {**os.environ, "MOE_KERNELS_THREADS": threads}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.stdout.strip(), done.stderr.strip()) == ({"own": "2", "torch": "0"}[threads], "")
