@@ -21,10 +21,9 @@ constexpr int64_t DENSE_DEPTH = 128;
 constexpr int64_t STEP_FLOATS = 2 * TILE_WORDS;
 constexpr int64_t DENSE_SCRATCH = DENSE_DEPTH / TILE_SIDE * STEP_FLOATS;
 
-// Up to so many columns are one block, and memory is the limit, which likes long stretches: all of a row at once. With
-// one tile of columns it is one of rows as well: 16 rows side by side are read faster than 32 (29.8 against 29.0 GB/s
-// on two cores; rows of 2 KiB 29.1 against 27.8).
-constexpr int64_t STREAM_COLUMNS = 2 * TILE_SIDE;
+// Up to so many columns, memory is the limit, which likes long stretches: all of a row at once, and few rows side by
+// side. So 16 rows meet all the columns before the next ones come.
+constexpr int64_t STREAM_COLUMNS = 4 * TILE_SIDE;
 
 // What is fetched ahead: the rows' next words, so many steps before they are needed.
 constexpr int64_t PARTS_AHEAD = 2;
@@ -74,8 +73,8 @@ class Coming {
   int64_t stride_ = 0, stretch_ = 0, left_ = 0, pace_ = 0, line_ = 0, row_ = 0;
 };
 
-// Where a block takes the rows from: from memory, from memory with a copy left in `tiles`, or from that copy.
-enum class From { memory, memory_kept, tiles };
+// Where a block takes the rows from: from memory, leaving a copy in `tiles`, or from that copy.
+enum class From { memory, tiles };
 
 // A tile's depth of one or two tiles of rows by one or two of columns. The last step stores each sum as soon as it is
 // complete, while the next one is multiplied.
@@ -94,13 +93,13 @@ MOE_INLINE void dense_step(const char* low, const char* high, int64_t stride, fl
   tile_dot_bf16<0, 4, 6>();
   if constexpr (LAST) tile_store<0>(c, ldc * 4);
   if constexpr (COLUMNS == 2) tile_dot_bf16<1, 4, 7>();
-  if constexpr (FROM == From::memory_kept) tile_store<4>(tiles, TILE_ROW_BYTES);
+  if constexpr (FROM == From::memory) tile_store<4>(tiles, TILE_ROW_BYTES);
   if constexpr (LAST && COLUMNS == 2) tile_store<1>(c + TILE_SIDE, ldc * 4);
   if constexpr (ROWS == 2) {
     tile_dot_bf16<2, 5, 6>();
     if constexpr (LAST) tile_store<2>(c + TILE_SIDE * ldc, ldc * 4);
     if constexpr (COLUMNS == 2) tile_dot_bf16<3, 5, 7>();
-    if constexpr (FROM == From::memory_kept) tile_store<5>(tiles + TILE_WORDS, TILE_ROW_BYTES);
+    if constexpr (FROM == From::memory) tile_store<5>(tiles + TILE_WORDS, TILE_ROW_BYTES);
     if constexpr (LAST && COLUMNS == 2) tile_store<3>(c + TILE_SIDE * ldc + TILE_SIDE, ldc * 4);
   }
 }
@@ -133,6 +132,60 @@ inline void dense_block(const DenseRows& left, int64_t rows, float* tiles, const
     dense_block<FROM, 1, 2>(left, tiles, b, panel, words, c, ldc, accumulate, coming);
   else
     dense_block<FROM, 1, 1>(left, tiles, b, panel, words, c, ldc, accumulate, coming);
+}
+
+// A tile's depth of one tile of rows, read where they lie, by up to four of columns, whose sums are tiles 0 to 3. The
+// last step stores each sum as soon as it is complete, while the next one is multiplied.
+template <int COLUMNS, bool LAST>
+MOE_INLINE void stream_step(const char* low, int64_t stride, const float* b, int64_t panel, float* c, int64_t ldc) {
+  tile_stream<6>(b, TILE_ROW_BYTES);
+  tile_load<4>(low, stride);
+  if constexpr (COLUMNS > 1) tile_stream<7>(b + panel, TILE_ROW_BYTES);
+  tile_dot_bf16<0, 4, 6>();
+  if constexpr (LAST) tile_store<0>(c, ldc * 4);
+  if constexpr (COLUMNS > 2) tile_stream<6>(b + 2 * panel, TILE_ROW_BYTES);
+  if constexpr (COLUMNS > 1) tile_dot_bf16<1, 4, 7>();
+  if constexpr (LAST && COLUMNS > 1) tile_store<1>(c + TILE_SIDE, ldc * 4);
+  if constexpr (COLUMNS > 3) tile_stream<7>(b + 3 * panel, TILE_ROW_BYTES);
+  if constexpr (COLUMNS > 2) tile_dot_bf16<2, 4, 6>();
+  if constexpr (LAST && COLUMNS > 2) tile_store<2>(c + 2 * TILE_SIDE, ldc * 4);
+  if constexpr (COLUMNS > 3) tile_dot_bf16<3, 4, 7>();
+  if constexpr (LAST && COLUMNS > 3) tile_store<3>(c + 3 * TILE_SIDE, ldc * 4);
+}
+
+// The same over `words` (a multiple of 16) of both.
+template <int COLUMNS>
+inline void stream_block(const char* low, int64_t stride, const float* b, int64_t panel, int64_t words, float* c,
+                         int64_t ldc, bool accumulate) {
+  if (accumulate) {
+    tile_load<0>(c, ldc * 4);
+    if constexpr (COLUMNS > 1) tile_load<1>(c + TILE_SIDE, ldc * 4);
+    if constexpr (COLUMNS > 2) tile_load<2>(c + 2 * TILE_SIDE, ldc * 4);
+    if constexpr (COLUMNS > 3) tile_load<3>(c + 3 * TILE_SIDE, ldc * 4);
+  } else {
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
+  }
+  for (const float* last = b + words * TILE_SIDE - TILE_WORDS; b < last; b += TILE_WORDS, low += TILE_ROW_BYTES)
+    stream_step<COLUMNS, false>(low, stride, b, panel, c, ldc);
+  stream_step<COLUMNS, true>(low, stride, b, panel, c, ldc);
+}
+
+// 16 rows and all columns, up to STREAM_COLUMNS of them.
+inline void stream_rows(const char* low, int64_t stride, const float* b, int64_t panel, int64_t columns, int64_t words,
+                        float* c, int64_t ldc, bool accumulate) {
+  switch ((columns - 1) / TILE_SIDE) {
+    case 0:
+      return stream_block<1>(low, stride, b, panel, words, c, ldc, accumulate);
+    case 1:
+      return stream_block<2>(low, stride, b, panel, words, c, ldc, accumulate);
+    case 2:
+      return stream_block<3>(low, stride, b, panel, words, c, ldc, accumulate);
+    default:
+      return stream_block<4>(low, stride, b, panel, words, c, ldc, accumulate);
+  }
 }
 
 // Up to 16 rows from `row` on as the first or the second tiles of the steps from k on, zeros after depth and below the
@@ -178,20 +231,17 @@ inline void product_dense(float* c, int64_t ldc, const Operand& a, int64_t rows,
   tile_begin();
   int64_t m = 0;
   if (whole && columns <= STREAM_COLUMNS) {
-    const int64_t height = columns <= TILE_SIDE ? TILE_SIDE : HEIGHT;
-    const int64_t apart = rows_apart(row_bytes, rows * TILE_SIDE / height);
-    for (; m + height * apart <= rows; m += height * apart) {
-      for (int64_t first = m; first < m + apart; ++first) {
-        const char* base = a.base + first * row_bytes;
-        const DenseRows left{{base, base + TILE_SIDE * apart * row_bytes}, apart * row_bytes};
-        dense_block<From::memory>(left, height, tiles, b, panel, columns, depth / 2, c + first * ldc, ldc * apart,
-                                  accumulate, none);
-      }
-    }
+    const int64_t apart = rows_apart(row_bytes, rows);
+    for (; m + TILE_SIDE * apart <= rows; m += TILE_SIDE * apart)
+      for (int64_t first = m; first < m + apart; ++first)
+        stream_rows(a.base + first * row_bytes, apart * row_bytes, b, panel, columns, depth / 2, c + first * ldc,
+                    ldc * apart, accumulate);
+    for (; m + TILE_SIDE <= rows; m += TILE_SIDE)
+      stream_rows(a.base + m * row_bytes, row_bytes, b, panel, columns, depth / 2, c + m * ldc, ldc, accumulate);
     // While this task's results are worked on, memory has something to do.
     if (a.next)
       for (int64_t line = 0; line < NEXT_LINES; ++line)
-        for (int64_t r = 0; r < height; ++r) __builtin_prefetch(a.next + r * apart * row_bytes + line * 64, 0, 1);
+        for (int64_t r = 0; r < TILE_SIDE; ++r) __builtin_prefetch(a.next + r * apart * row_bytes + line * 64, 0, 1);
   }
   for (; m < rows; m += HEIGHT) {
     const int64_t count = std::min(rows - m, HEIGHT);
@@ -201,10 +251,6 @@ inline void product_dense(float* c, int64_t ldc, const Operand& a, int64_t rows,
     const auto at = [&](int64_t k) {
       return DenseRows{{base + k * 2, base + TILE_SIDE * row_bytes + k * 2}, row_bytes};
     };
-    if (in_place && columns <= STREAM_COLUMNS) {
-      dense_block<From::memory>(at(0), count, tiles, b, panel, columns, depth / 2, c + m * ldc, ldc, accumulate, none);
-      continue;
-    }
     for (int64_t k = 0; k < depth; k += PART) {
       const int64_t part = std::min(depth - k, PART), words = (part + STEP - 1) / STEP * TILE_SIDE;
       const float* right = b + k / 2 * TILE_SIDE;
@@ -213,7 +259,7 @@ inline void product_dense(float* c, int64_t ldc, const Operand& a, int64_t rows,
       int64_t n = 0;
       Coming coming = in_place ? ahead(m, k) : Coming();
       if (in_place) {
-        dense_block<From::memory_kept>(at(k), count, tiles, right, panel, columns, words, to, ldc, add, coming);
+        dense_block<From::memory>(at(k), count, tiles, right, panel, columns, words, to, ldc, add, coming);
         n = WIDTH;
       } else {
         for (int64_t r = 0; r < count; r += TILE_SIDE)
