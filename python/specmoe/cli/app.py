@@ -14,6 +14,7 @@ from .notation import notation
 from .offload import doctor, offload
 from .predict import predict
 from .route import route
+from .specialists import specialists
 from .store import store
 from .trace import trace
 from .train import train
@@ -32,6 +33,7 @@ app.add_typer(predict)
 app.add_typer(store, name="store")
 app.add_typer(offload, name="offload")
 app.add_typer(notation)
+app.add_typer(specialists)
 
 
 def main() -> None:

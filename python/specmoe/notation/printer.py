@@ -39,25 +39,13 @@ class TextPrinter:
 
     def __init__(self) -> None:
         self.depth = 0
-        self.writers: dict[type, Callable[[Any], str]] = {
-            type(None): lambda value: self.null,
-            bool: lambda value: self.true if value else self.false,
-            int: self.integer,
-            float: self.real,
-            str: self.string,
-            bytes: self.byte_string,
-            Handle: lambda value: self.handle + value.name,
-            list: self.items,
-            dict: self.pairs,
-            Contract: self.contract,
-        }
 
     def value(self, value: Value) -> str:
         """Returns a value's text."""
-        writer = self.writers.get(type(value))
+        writer = _WRITERS.get(type(value))
         if writer is None:
             raise self.error("None, bool, int, float, str, bytes, Handle, list, dict or Contract", type(value).__name__)
-        return writer(value)
+        return writer(self, value)
 
     def error(self, expected: str, found: str) -> NotationError:
         """Returns the error for a value."""
@@ -129,3 +117,17 @@ class TextPrinter:
         if char >= "\ud800":
             raise self.error("strings of Unicode characters", f"half of a surrogate pair, U+{ord(char):04X}")
         return _ESCAPES.get(char) or f"\\u{{{ord(char):x}}}"
+
+
+_WRITERS: dict[type, Callable[[TextPrinter, Any], str]] = {
+    type(None): lambda printer, value: printer.null,
+    bool: lambda printer, value: printer.true if value else printer.false,
+    int: lambda printer, value: printer.integer(value),
+    float: lambda printer, value: printer.real(value),
+    str: lambda printer, value: printer.string(value),
+    bytes: lambda printer, value: printer.byte_string(value),
+    Handle: lambda printer, value: printer.handle + value.name,
+    list: lambda printer, value: printer.items(value),
+    dict: lambda printer, value: printer.pairs(value),
+    Contract: lambda printer, value: printer.contract(value),
+}
