@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .convert import NOTATIONS, convert, detect, parse, readings, render, same
 from .errors import AmbiguousNotationError, NotationError, UnknownNotationError
+from .search import Span, find_value
 from .values import CONTRACT_NAMES, MAX_DEPTH, Contract, Handle, Value
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "Contract",
     "Handle",
     "NotationError",
+    "Span",
     "UnknownNotationError",
     "Value",
     "convert",
     "detect",
+    "find_value",
     "parse",
     "readings",
     "render",

@@ -23,7 +23,7 @@ def parse(text: str) -> Value:
     Raises:
         NotationError: with the place, what was expected there and what was found.
     """
-    return _Parser(text).top()
+    return Parser(text).whole()
 
 
 def render(value: Value) -> str:
@@ -35,7 +35,9 @@ def render(value: Value) -> str:
     return _Printer().value(value)
 
 
-class _Parser(TextParser):
+class Parser(TextParser):
+    """Reads what differs from other notations."""
+
     __slots__ = ()
     name = NAME
 

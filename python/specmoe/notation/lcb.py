@@ -19,7 +19,7 @@ def parse(text: str) -> Value:
     Raises:
         NotationError: with the place, what was expected there and what was found.
     """
-    return _Parser(text).top()
+    return Parser(text).whole()
 
 
 def render(value: Value) -> str:
@@ -33,18 +33,18 @@ def render(value: Value) -> str:
     return text if type(value) is Contract else f"[{text}]"
 
 
-class _Parser(TextParser):
+class Parser(TextParser):
+    """Reads what differs from other notations."""
+
     __slots__ = ()
     name = NAME
 
     def top(self) -> Value:
         if self.peek() == "[" and _CONTRACT.match(self.text, self.pos + 1):
-            value: Value = self.contract()
-        else:
-            self.expect("[")
-            value = self.value()
-            self.expect("]")
-        self.finish()
+            return self.contract()
+        self.expect("[")
+        value = self.value()
+        self.expect("]")
         return value
 
     def contract(self) -> Contract:

@@ -24,7 +24,7 @@ def parse(text: str) -> Value:
     Raises:
         NotationError: with the place, what was expected there and what was found.
     """
-    return _Parser(text).top()
+    return Parser(text).whole()
 
 
 def render(value: Value, dialect: str = "animals") -> str:
@@ -43,7 +43,9 @@ def render(value: Value, dialect: str = "animals") -> str:
     return _Printer(DIALECTS[dialect]).value(value)
 
 
-class _Parser(TextParser):
+class Parser(TextParser):
+    """Reads what differs from other notations."""
+
     __slots__ = ()
     name = NAME
 

@@ -29,11 +29,15 @@ class TextParser(Scanner):
     def __init__(self, text: str) -> None:
         super().__init__(text, self.name)
 
-    def top(self) -> Value:
-        """Reads a whole text."""
-        value = self.value()
+    def whole(self) -> Value:
+        """Reads a whole text: nothing but spaces may follow."""
+        value = self.top()
         self.finish()
         return value
+
+    def top(self) -> Value:
+        """Reads a value as it stands alone, and goes behind it."""
+        return self.value()
 
     def value(self) -> Value:
         """Reads a value, and spaces before it."""
