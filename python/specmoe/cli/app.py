@@ -10,9 +10,11 @@ import typer
 from .demo import demo
 from .errors import reports_errors
 from .generate import generate
+from .notation import notation
 from .offload import doctor, offload
 from .predict import predict
 from .route import route
+from .specialists import specialists
 from .store import store
 from .trace import trace
 from .train import train
@@ -30,6 +32,8 @@ app.add_typer(trace)
 app.add_typer(predict)
 app.add_typer(store, name="store")
 app.add_typer(offload, name="offload")
+app.add_typer(notation)
+app.add_typer(specialists)
 
 
 def main() -> None:

@@ -47,7 +47,9 @@ class RouterSettings:
 
 
 def train_router(
-    records: Mapping[str, Sequence[str]] | None = None, settings: RouterSettings | None = None
+    records: Mapping[str, Sequence[str]] | None = None,
+    settings: RouterSettings | None = None,
+    domains: Sequence[str] | None = None,
 ) -> LinearRouter:
     """Returns a trained and calibrated router.
 
@@ -57,12 +59,14 @@ def train_router(
     Args:
         records: prompts of each domain, beside the phrasings; domains without phrasings are learned from these alone.
         settings: how to train; None for the defaults.
+        domains: what to tell apart; None for the five domains and those of `records`.
 
     Raises:
         ValueError: a domain has neither prompts nor phrasings.
     """
     records, settings = records or {}, settings or RouterSettings()
-    domains = DOMAINS + tuple(name for name in records if name not in DOMAINS)
+    if domains is None:
+        domains = DOMAINS + tuple(name for name in records if name not in DOMAINS)
     known, unknown = _queries(domains, records, settings)
     probe = _fit(known, domains, settings)
     logits = np.stack([probe.logits(text) for text, _ in unknown])
