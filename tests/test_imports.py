@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("specmoe.cli",),
     ("specmoe.demo",),
+    ("specmoe.lora",),
     ("specmoe.experts", "specmoe.routing"),
     ("specmoe.training",),
     ("specmoe.offload",),

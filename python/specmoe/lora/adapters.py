@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModelForCausalLM, load_peft_weights
+from peft import LoraConfig, PeftConfig, PeftModelForCausalLM, TaskType, load_peft_weights
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ..training.checkpoints import MANIFEST, verify
-from .base import TARGETS, Base
+from .base import Base
 
 BASE_FILE = "specmoe_base.json"
 _PREFIX = "base_model.model."
@@ -56,7 +56,7 @@ class DomainModel(PeftModelForCausalLM):
         write_base_file(Path(save_directory), self.origin)
 
 
-def new_adapter(base: Base, rank: int, alpha: float, dropout: float, seed: int, targets: Iterable[str]) -> DomainModel:
+def new_adapter(base: Base, rank: int, alpha: int, dropout: float, seed: int, targets: Iterable[str]) -> DomainModel:
     """Returns the base with a fresh adapter that changes nothing yet; `unload()` takes it off again.
 
     Args:
@@ -68,8 +68,8 @@ def new_adapter(base: Base, rank: int, alpha: float, dropout: float, seed: int, 
         targets: names of the linear layers.
     """
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(targets), task_type="CAUSAL_LM"
-    )  # type: ignore[arg-type]
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(targets), task_type=TaskType.CAUSAL_LM
+    )
     config.base_model_name_or_path = base.name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -140,6 +140,7 @@ def adapter_of(weights: dict[str, Tensor], config: LoraConfig, name: str) -> Ada
     Raises:
         ValueError: a weight that is no factor of a linear layer.
     """
+    alphas = config.alpha_pattern or {}
     factors, scaling = {}, {}
     for key in sorted(weights):
         layer, kind, _ = key.removeprefix(_PREFIX).rpartition(".lora_A.weight")
@@ -150,9 +151,6 @@ def adapter_of(weights: dict[str, Tensor], config: LoraConfig, name: str) -> Ada
         A, B = weights[key], weights[key.replace("lora_A", "lora_B")]
         factors[layer] = (A, B)
         rank = A.shape[0]
-        alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha)
+        alpha = alphas.get(get_pattern_key(list(alphas), layer), config.lora_alpha)
         scaling[layer] = alpha / (math.sqrt(rank) if config.use_rslora else rank)
     return Adapter(name, factors, scaling)
-
-
-__all__ = ["BASE_FILE", "TARGETS", "Adapter", "DomainModel", "check_base", "new_adapter", "read_adapter"]

@@ -26,6 +26,8 @@ class MixedLinear(nn.Module):
         prototypes: (G, in), see `choices.prototype`; made when they are first asked for.
     """
 
+    scaling: Tensor
+
     def __init__(self, base: nn.Linear, name: str, adapters: Sequence[Adapter]) -> None:
         super().__init__()
         self.base, self.name = base, name

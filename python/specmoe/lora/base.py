@@ -51,6 +51,7 @@ def load_base(source: str | Path, dtype: torch.dtype = torch.float32, targets: I
     name = str(folder.resolve()) if folder.is_dir() else str(source)
     if (folder / MANIFEST).is_file():
         verify(folder)
+    model: Any
     with quiet_progress_bars():
         try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
@@ -74,9 +75,8 @@ def check_targets(model: Any, targets: Iterable[str], name: str) -> None:
     """
     found = {path.rpartition(".")[2] for path, module in model.named_modules() if hasattr(module, "in_features")}
     if missing := [target for target in targets if target not in found]:
-        raise ValueError(
-            f"base: {name}: expected linear layers named {', '.join(missing)}, found {', '.join(sorted(found)) or 'none'}"
-        )
+        there = ", ".join(sorted(found)) or "none"
+        raise ValueError(f"base: {name}: expected linear layers named {', '.join(missing)}, found {there}")
 
 
 def digest_of(model: Any) -> str:

@@ -66,9 +66,7 @@ class RowsChoice:
             groups = [len(names) if pair is None else known[pair[0]] for pair in pairs]
             weights = [0.0 if pair is None else pair[1] for pair in pairs]
             whole = all(pair is None or pair[1] == 1.0 for pair in pairs)
-            self._terms.append(
-                (torch.tensor(groups, dtype=torch.int32), None if whole else torch.tensor(weights))
-            )
+            self._terms.append((torch.tensor(groups, dtype=torch.int32), None if whole else torch.tensor(weights)))
         self._expanded: dict[tuple[int, torch.device], list[Term]] = {}
 
     def terms(self, rows: Tensor, layer: Adapted) -> list[Term]:
@@ -79,9 +77,9 @@ class RowsChoice:
             if rest:
                 raise ValueError(f"adapters: expected a batch of {self.rows} rows, got {len(rows)} tokens")
             self._expanded[place] = [
-                tuple(None if part is None else part.repeat_interleave(each).to(rows.device) for part in term)
-                for term in self._terms
-            ]  # type: ignore[misc]
+                (_spread(groups, each, rows), None if weights is None else _spread(weights, each, rows))
+                for groups, weights in self._terms
+            ]
         return self._expanded[place]
 
 
@@ -124,3 +122,7 @@ def _as_pairs(choice: RowChoice) -> list[tuple[str, float]]:
     if choice is None:
         return []
     return [(choice, 1.0)] if isinstance(choice, str) else list(choice)
+
+
+def _spread(values: Tensor, each: int, like: Tensor) -> Tensor:
+    return values.repeat_interleave(each).to(like.device)

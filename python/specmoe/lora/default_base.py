@@ -39,7 +39,7 @@ class BaseSettings:
     head_size: int = 64
     vocab_size: int = 4096
     context: int = 1024
-    steps: int = 350
+    steps: int = 450
     batch_size: int = 32
     learning_rate: float = 2e-3
     max_length: int = 256

@@ -36,7 +36,7 @@ class AdapterSettings:
     """
 
     rank: int = 16
-    alpha: float | None = None
+    alpha: int | None = None
     dropout: float = 0.0
     samples: int = 2000
     epochs: float = 3.0
@@ -57,9 +57,9 @@ class AdapterSettings:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
 
     @property
-    def factor(self) -> float:
+    def factor(self) -> int:
         """PEFT's `lora_alpha`."""
-        return 2.0 * self.rank if self.alpha is None else self.alpha
+        return 2 * self.rank if self.alpha is None else self.alpha
 
     def tuning(self, records: int) -> TuneSettings:
         """Returns the settings of a run over so many records.

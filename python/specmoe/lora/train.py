@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from ..training.errors import CheckpointError
 from ..training.files import replace_file
-from ..training.tuning import TuneResult, tune
+from ..training.tuning import tune
 from .adapters import new_adapter
 from .base import TARGETS, Base
 from .domains import domain_sides, encoded
@@ -114,7 +113,11 @@ def train_adapter(
 
 
 def peak_memory() -> int:
-    """Returns the largest resident memory of this process so far, in bytes."""
+    """Returns the largest resident memory of this process so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -136,6 +139,3 @@ def _speed(output: Path) -> float:
     lines = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     return sum(speeds) / len(speeds)
-
-
-__all__ = ["REPORT_FILE", "AdapterReport", "TuneResult", "peak_memory", "train_adapter"]
