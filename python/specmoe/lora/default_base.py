@@ -8,6 +8,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -86,7 +87,7 @@ def _pretrain(
     # A base is no assistant yet: it learns prompts as well as completions.
     rows = rows.remove_columns("labels").add_column("labels", rows["input_ids"])
     held_out = encode_records(validation, tokenizer, settings.max_length)
-    model = _untrained(settings)
+    model = untrained(settings)
     tuned = tune(model, tokenizer, rows, held_out, run, tuning, resume=True, title="base", progress=progress)
 
     def copy(target: Path) -> None:
@@ -98,7 +99,8 @@ def _pretrain(
     shutil.rmtree(run)
 
 
-def _untrained(settings: BaseSettings) -> torch.nn.Module:
+def untrained(settings: BaseSettings) -> Any:
+    """Returns the model before its pretraining."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     config = Gemma3TextConfig(
