@@ -18,6 +18,7 @@ from ..training.data import DOMAINS, Record, encode_records, load_domain, split,
 from ..training.errors import CheckpointError
 from ..training.tuning import TuneSettings, tune
 from .base import Base, load_base
+from .files import copy_files
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,7 @@ def _pretrain(
     tuned = tune(model, tokenizer, rows, held_out, run, tuning, resume=True, title="base", progress=progress)
 
     def copy(target: Path) -> None:
-        for path in tuned.model_dir.iterdir():
-            shutil.copyfile(path, target / path.name)
+        copy_files(tuned.model_dir, target)
         shutil.copyfile(run / "history.jsonl", target / "history.jsonl")
 
     publish(folder.parent, folder.name, copy)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..training.tuning import labelled_loss, tune
 from .adapters import new_adapter
 from .base import TARGETS, Base
 from .domains import domain_sides, encoded
+from .files import copy_files
 from .settings import AdapterSettings
 
 STATE_FILE = "loop.json"
@@ -109,11 +111,7 @@ def train_in_rounds(
 
 
 def _keep(source: Path, output: Path) -> None:
-    def copy(target: Path) -> None:
-        for path in source.iterdir():
-            shutil.copyfile(path, target / path.name)
-
-    publish(output, "model", copy)
+    publish(output, "model", partial(copy_files, source))
 
 
 def _read(output: Path, base: Base, domain: str, settings: AdapterSettings) -> dict[str, Any]:

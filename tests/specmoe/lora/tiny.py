@@ -15,12 +15,34 @@ TEXTS = {
     "math": ("What is {} + 1?", "It is one more.\nAnswer: {}"),
     "code": ("Write a function f{}.", "def f():\n    return {}"),
     "conversation": ("Hello, I am {}.", "Nice to meet you, {}!"),
+    "reasoning": ("If today is day {}, what day is tomorrow?", "One more.\nAnswer: {}"),
+    "knowledge": ("Explain number {}.", "It comes before {}."),
 }
 
 
 def records(domain: str, count: int = 60) -> list[Record]:
     prompt, completion = TEXTS[domain]
     return [Record(prompt.format(n), completion.format(n + 1), domain, str(n + 1)) for n in range(count)]
+
+
+SMALL = {"samples": 24, "epochs": 2, "batch_size": 4, "validation": 8, "precision": "float32", "rank": 4}
+
+
+def interrupt_after(monkeypatch, steps: int) -> None:
+    """Has training receive Ctrl-C during a step."""
+    import signal
+
+    from specmoe.training.tuning.trainer import TuneTrainer
+
+    count, theirs = [0], TuneTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        count[0] += 1
+        if count[0] == steps:
+            signal.raise_signal(signal.SIGINT)
+        return theirs(self, *args, **kwargs)
+
+    monkeypatch.setattr(TuneTrainer, "training_step", training_step)
 
 
 def tiny_model(seed: int = 0, vocab: int = 300) -> Gemma3ForCausalLM:
