@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..routing import Router
+from ..training.data import DOMAINS
 from ..training.data.template import encode_prompt, end_of_turn
 from .adapters import read_adapter
 from .bank import AdapterBank
@@ -29,7 +30,9 @@ def find_adapters(folder: Path) -> dict[str, Path]:
     """
     if (folder / "adapter_config.json").is_file():
         return {folder.name: folder}
-    found = {path.parent.parent.name: path.parent for path in sorted(folder.glob("*/model/adapter_config.json"))}
+    there = {path.parent.parent.name: path.parent for path in sorted(folder.glob("*/model/adapter_config.json"))}
+    # The five domains first and in their order.
+    found = {name: there[name] for name in (*DOMAINS, *there) if name in there}
     if not found:
         raise ValueError(f"adapters: expected {folder}/<domain>/model with adapter_config.json, found none")
     return found
