@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from tiny import tiny_base
@@ -37,7 +38,7 @@ def test_from_training_to_merging(folder):
     assert "code: validation loss" in run("train", "math", "code", "--base", "base", *FAST, "--resume")
 
     said = run("eval", "--base", "base", "--records", 5, "--answers", 2, "--no-router")
-    assert "right answers, math, 2 asked" in said
+    assert re.search(r"right answers, math, \d asked", said)
     assert [line.split()[1] for line in said.splitlines()[2:6]] == ["base", "math", "code", "mixed"]
     stored = json.loads((folder / "runs/lora/evaluation.json").read_text())
     assert set(stored["losses"]) == {"base", "math", "code", "mixed"} and "margins_over_mixed" in stored
