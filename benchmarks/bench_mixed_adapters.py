@@ -29,6 +29,11 @@ MODELS = {
 SMALL = BaseSettings(hidden_size=64, intermediate_size=96, layers=2, heads=2, head_size=32, vocab_size=512)
 
 
+def adapter_name(g: int) -> str:
+    """Returns a name that is no part of another's, nor of a layer's: PEFT looks for it in the names of parameters."""
+    return f"a{g:02}"
+
+
 class Pair:
     """The same base and adapters twice: ours and PEFT's."""
 
@@ -38,20 +43,20 @@ class Pair:
         config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS), task_type="CAUSAL_LM")
         # The base's weights are read by both; only the layers around them differ.
         shared = copy.deepcopy(base, {id(p): p for p in base.parameters()})
-        self.theirs = peft.get_peft_model(shared, config, adapter_name="0", autocast_adapter_dtype=False)
+        self.theirs = peft.get_peft_model(shared, config, adapter_name=adapter_name(0), autocast_adapter_dtype=False)
         for g in range(1, adapters):
-            self.theirs.add_adapter(str(g), config, autocast_adapter_dtype=False)
+            self.theirs.add_adapter(adapter_name(g), config, autocast_adapter_dtype=False)
         torch.manual_seed(1)
         for name, parameter in self.theirs.named_parameters():
             if "lora_" in name:
                 parameter.data = torch.randn_like(parameter).mul_(0.02)
         self.theirs.eval().requires_grad_(False)
         each = [
-            adapter_of(peft.get_peft_model_state_dict(self.theirs, adapter_name=str(g)), config, str(g))
-            for g in range(adapters)
+            adapter_of(peft.get_peft_model_state_dict(self.theirs, adapter_name=name), config, name)
+            for name in map(adapter_name, range(adapters))
         ]
         self.bank = AdapterBank(base, each)
-        self.names = [str(row % adapters) for row in range(ROWS)]
+        self.names = [adapter_name(row % adapters) for row in range(ROWS)]
         self.ids = torch.randint(4, settings.vocab_size, (ROWS, PROMPT))
         self.mask = torch.ones_like(self.ids)
 
