@@ -1,0 +1,173 @@
+"""Mixed batches against PEFT's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny import peft_model, save_adapters, tiny_model
+
+from moe_kernels.testing import relative_error
+from specmoe.lora.adapters import read_adapter
+from specmoe.lora.bank import AdapterBank
+
+RANKS = {"same": {"math": 4, "code": 4, "talk": 4}, "mixed": {"math": 4, "code": 8, "talk": 2}}
+ROWS = ["math", "talk", None, "code", "math"]
+
+
+@pytest.fixture(params=RANKS)
+def pair(request, tmp_path):
+    """A bank over some adapters, and PEFT's model with the same ones."""
+    model = tiny_model()
+    places = save_adapters(copy.deepcopy(model), tmp_path, RANKS[request.param])
+    theirs = peft_model(copy.deepcopy(model), places)
+    bank = AdapterBank(model, [read_adapter(path, name) for name, path in places.items()])
+    return bank, theirs
+
+
+def batch(rows=5, length=7):
+    torch.manual_seed(2)
+    ids = torch.randint(4, 300, (rows, length))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def names(rows):
+    return ["__base__" if row is None else row for row in rows]
+
+
+def exact(theirs):
+    """Returns PEFT's logits in float64."""
+    return copy.deepcopy(theirs).double()(**batch(), adapter_names=names(ROWS)).logits
+
+
+def assert_as_near(got, theirs, exact):
+    """Requires logits to be at most twice as far from float64 as PEFT's: what rounding does to a model varies."""
+    seen = batch()["attention_mask"].bool()
+    assert relative_error(got[seen], exact[seen]) <= 2 * relative_error(theirs[seen], exact[seen])
+
+
+@torch.no_grad()
+def test_mixed_batch_is_pefts(pair):
+    bank, theirs = pair
+    with bank.rows(ROWS):
+        got = bank.model(**batch()).logits
+    assert_as_near(got, theirs(**batch(), adapter_names=names(ROWS)).logits, exact(theirs))
+
+
+@torch.no_grad()
+def test_generate_is_pefts(pair):
+    bank, theirs = pair
+    options = {"max_new_tokens": 6, "do_sample": False}
+    with bank.rows(ROWS):
+        got = bank.model.generate(**batch(), **options)
+    assert torch.equal(got, theirs.generate(**batch(), adapter_names=names(ROWS), **options))
+
+
+@torch.no_grad()
+def test_outside_of_the_block_it_is_the_base(pair):
+    bank, theirs = pair
+    got = bank.model(**batch()).logits
+    with theirs.disable_adapter():
+        want = theirs(**batch()).logits
+    assert torch.equal(got, want)
+    with bank.rows([None]):
+        assert torch.equal(bank.model(**batch()).logits, want)
+    bank.close()
+    assert not any("MixedLinear" in type(module).__name__ for module in bank.model.modules())
+    assert torch.equal(bank.model(**batch()).logits, want)
+
+
+@torch.no_grad()
+def test_weights_mix_deltas(pair):
+    bank, theirs = pair
+    layer = next(iter(bank.layers.values()))
+    rows = torch.randn(6, layer.base.in_features)
+    deltas = {}
+    for name in ("math", "code"):
+        with bank.rows([name]):
+            deltas[name] = layer(rows) - layer.base(rows)
+    with bank.rows([[("math", 0.75), ("code", 0.25)], "code"]):
+        got = layer(rows) - layer.base(rows)
+    want = torch.cat([0.75 * deltas["math"][:3] + 0.25 * deltas["code"][:3], deltas["code"][3:]])
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_choice_serves_beams_and_any_batch(pair):
+    bank, _ = pair
+    with bank.rows(["math", "code"]):
+        got = bank.model.generate(**batch(2), max_new_tokens=4, num_beams=2, do_sample=False)
+    for row, name in enumerate(("math", "code")):
+        with bank.rows([name]):
+            one = {key: value[row : row + 1] for key, value in batch(2).items()}
+            alone = bank.model.generate(**one, max_new_tokens=4, num_beams=2, do_sample=False)
+        assert torch.equal(got[row : row + 1], alone)
+
+
+def summed_loss(logits, labels):
+    logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def separate_gradients(theirs, rows, given, labels):
+    """Returns the gradients of A and B of every adapter, each from a step of its own rows alone."""
+    found = {}
+    for name in sorted(set(rows)):
+        chosen = torch.tensor([row == name for row in rows])
+        theirs.set_adapter(name)
+        theirs.zero_grad()
+        part = theirs(**{key: value[chosen] for key, value in given.items()}).logits
+        summed_loss(part, labels[chosen]).backward()
+        for key, parameter in theirs.get_base_model().named_parameters():
+            if f".{name}." in key:
+                found[key] = parameter.grad.clone()
+    return found
+
+
+def test_a_mixed_step_has_the_gradients_of_separate_ones(pair):
+    bank, theirs = pair
+    rows = ["math", "talk", "code", "math"]
+    given = batch(len(rows))
+    labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)
+    for layer in bank.layers.values():
+        layer.A.requires_grad_(), layer.B.requires_grad_()
+    with bank.rows(rows):
+        summed_loss(bank.model(**given).logits, labels).backward()
+
+    apart = separate_gradients(theirs, rows, given, labels)
+    exact = separate_gradients(copy.deepcopy(theirs).double(), rows, given, labels)
+    for name in bank.names:
+        keys = [key for key in apart if f".{name}." in key]
+        got, near, want = (
+            torch.cat([part.flatten() for part in parts])
+            for parts in ([stacked_gradient(bank, key, apart[key].shape) for key in keys],
+                          [apart[key] for key in keys], [exact[key] for key in keys])
+        )  # fmt: skip
+        assert relative_error(got, want) <= 2 * relative_error(near, want)
+
+
+def stacked_gradient(bank, key, shape):
+    """Returns the bank's gradient of one of PEFT's factors; that of the padding must be zero."""
+    path, which, name, _ = key.rsplit(".", 3)
+    layer, g = bank.layers[path], bank.names.index(name)
+    grad = getattr(layer, which[-1]).grad[g]
+    assert not grad[shape[0] :].any() and not grad[:, shape[1] :].any()
+    return grad[: shape[0], : shape[1]]
+
+
+def test_errors(tmp_path):
+    model = tiny_model()
+    places = save_adapters(copy.deepcopy(model), tmp_path, {"math": 2})
+    adapter = read_adapter(places["math"], "math")
+    with pytest.raises(ValueError, match="different names"):
+        AdapterBank(model, [adapter, adapter])
+    with pytest.raises(ValueError, match="different names, got none"):
+        AdapterBank(model, [])
+    bank = AdapterBank(model, [adapter])
+    with pytest.raises(ValueError, match="expected one of math, got 'code'"), bank.rows(["code"]):
+        pass
+    with pytest.raises(ValueError, match="batch of 2 rows"), bank.rows(["math", "math"]):
+        model(**batch(3, 5))
