@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .errors import CheckpointError
 from .files import PARTIAL_PREFIX
 
@@ -43,17 +45,24 @@ def publish(directory: Path, name: str, fill: Callable[[Path], None]) -> Path:
 
     Returns:
         The path of the new directory.
+
+    Raises:
+        CheckpointError: it could not be written, on a full disk for one; what was there before stays as it was.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{PARTIAL_PREFIX}{name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    fill(partial)
-    files = {path.name: _describe(path) for path in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
-    _flush(partial / MANIFEST)
-    _flush(partial)
-    final = directory / name
+    final, partial = directory / name, directory / f"{PARTIAL_PREFIX}{name}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        fill(partial)
+        files = {path.name: _describe(path) for path in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+        _flush(partial / MANIFEST)
+        _flush(partial)
+    # torch reports a failed write as a RuntimeError, safetensors as an error of its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"checkpoint: {final}: not written, what was saved before is kept: {error}") from error
     if final.exists():
         os.rename(final, directory / f"{_REPLACED}{name}")
     os.rename(partial, final)

@@ -62,3 +62,10 @@ class Reporter:
         else:
             terms = f"cross-entropy {values['cross_entropy']:.4f}  balance {values['load_balance']:.3f}"
             self.line(f"step {step}/{steps}  loss {values['loss']:.4f}  {terms}  {speed}")
+
+    def tuning(self, step: int, steps: int, loss: float, speed: float) -> None:
+        """Reports a line of a tuning run's history: its loss in nats per token and its tokens a second."""
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"loss {loss:.3f} {speed:,.0f} tokens/s")
+        else:
+            self.line(f"step {step}/{steps}  loss {loss:.4f}  {speed:,.0f} tokens/s")
