@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("specmoe.cli",),
     ("specmoe.demo",),
-    ("specmoe.experts", "specmoe.routing"),
+    ("specmoe.experts", "specmoe.hierarchical", "specmoe.routing"),
     ("specmoe.training",),
     ("specmoe.offload",),
     ("specmoe.transformer", "specmoe.speculation", "specmoe.notation"),

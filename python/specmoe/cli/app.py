@@ -10,6 +10,7 @@ import typer
 from .demo import demo
 from .errors import reports_errors
 from .generate import generate
+from .hierarchical import hierarchical
 from .offload import doctor, offload
 from .predict import predict
 from .route import route
@@ -28,6 +29,7 @@ for _command in (train, generate, demo, doctor, route):
     app.command()(reports_errors(_command))
 app.add_typer(trace)
 app.add_typer(predict)
+app.add_typer(hierarchical)
 app.add_typer(store, name="store")
 app.add_typer(offload, name="offload")
 

@@ -60,7 +60,7 @@ class Workspace:
                 made = pretrained_tokenizer(self.plan.init)
             else:
                 mixed = [record for domain in DOMAINS for record in self.records(domain)["train"]]
-                made = train_tokenizer(mixed, size.vocab_size, size.context)
+                made = train_tokenizer(mixed, size.vocab_size)
             publish(self.root, TOKENIZER_DIR, made.save_pretrained)
         verify(path)
         return AutoTokenizer.from_pretrained(path)
