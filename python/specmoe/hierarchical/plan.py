@@ -77,8 +77,15 @@ def read_plan(root: Path) -> Plan:
         raise CheckpointError(f"hierarchical: {path}: expected a plan of experts, got a damaged file") from error
 
 
+def write_plan(root: Path, plan: Plan) -> None:
+    """Makes a plan that of a folder."""
+    root.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(dataclasses.asdict(plan), indent=1) + "\n"
+    replace_file(root / PLAN_FILE, lambda partial: partial.write_text(content))
+
+
 def claim_plan(root: Path, **given: Any) -> Plan:
-    """Returns the plan of a folder; a new folder gets one of what is given.
+    """Returns the plan of a folder, or for a new folder one of what is given, which `write_plan` makes the folder's own.
 
     Args:
         root: the folder.
@@ -91,11 +98,7 @@ def claim_plan(root: Path, **given: Any) -> Plan:
     if "init" in given:
         given.setdefault("preset", "init")
     if not (root / PLAN_FILE).exists():
-        plan = Plan(**given)
-        root.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(dataclasses.asdict(plan), indent=1) + "\n"
-        replace_file(root / PLAN_FILE, lambda partial: partial.write_text(content))
-        return plan
+        return Plan(**given)
     plan = read_plan(root)
     for name, value in given.items():
         if (stored := getattr(plan, name)) != value:

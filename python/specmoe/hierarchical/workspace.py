@@ -15,7 +15,7 @@ from ..training.errors import CheckpointError
 from ..training.run_state import quiet_progress_bars
 from ..training.tuning.tune import MODEL_DIR
 from .networks import new_network, pretrained_network, pretrained_tokenizer
-from .plan import Plan, read_plan
+from .plan import Plan, read_plan, write_plan
 from .records import domain_records
 from .router import TwoLevelRouter, train_two_level
 
@@ -30,7 +30,7 @@ class Workspace:
 
         Args:
             root: the folder.
-            plan: its plan; None reads it.
+            plan: its plan, written when the tokenizer is made; None reads it.
 
         Raises:
             CheckpointError: it has no plan.
@@ -55,12 +55,13 @@ class Workspace:
         path = self.root / TOKENIZER_DIR
         if not path.is_dir():
             clean_leftovers(self.root)
-            size = self.plan.size
+            mixed = [record for domain in DOMAINS for record in self.records(domain)["train"]]
             if self.plan.init is not None:
                 made = pretrained_tokenizer(self.plan.init)
             else:
-                mixed = [record for domain in DOMAINS for record in self.records(domain)["train"]]
-                made = train_tokenizer(mixed, size.vocab_size)
+                made = train_tokenizer(mixed, self.plan.size.vocab_size)
+            # Only now: a plan whose records or network cannot be had is not kept.
+            write_plan(self.root, self.plan)
             publish(self.root, TOKENIZER_DIR, made.save_pretrained)
         verify(path)
         return AutoTokenizer.from_pretrained(path)

@@ -17,7 +17,15 @@ from specmoe.training.data.math_problems import generate_math
 from specmoe.training.data.reasoning_problems import generate_reasoning
 
 TINY = presets.ExpertPreset(
-    layers=1, width=16, heads=2, context=96, vocab_size=300, batch_size=8, learning_rate=1e-2, evaluations=3, patience=0
+    layers=1,
+    width=16,
+    heads=2,
+    context=128,
+    vocab_size=300,
+    batch_size=8,
+    learning_rate=1e-2,
+    evaluations=3,
+    patience=0,
 )
 SAID = {
     "code": ("Write a function that adds {}.", "def add(x):\n    return x + {}"),
