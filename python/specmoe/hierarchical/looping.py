@@ -15,7 +15,7 @@ from ..training.files import replace_file
 from ..training.tuning import labelled_loss, tune
 from ..training.tuning.tune import MODEL_DIR
 from .records import domain_records
-from .training import tune_settings
+from .training import to_learn, tune_settings
 from .workspace import Workspace
 
 LOOP_DIR, STATE_FILE = "loop", "state.json"
@@ -106,7 +106,7 @@ def _round(
     train = workspace.encoded(domain_records(plan, domain, first_draw=number * plan.size.draws)["train"])
     output = folder / f"round-{number}"
     result = tune(
-        workspace.expert(domain), workspace.tokenizer, train, validation, output, settings,
+        *to_learn(workspace, domain, workspace.expert(domain), train), validation, output, settings,
         resume=True, title=f"{domain} expert, round {number}", progress=progress,
     )  # fmt: skip
     loss = result.validation_loss

@@ -11,7 +11,7 @@ from typing import Any
 from ..training.data import DOMAINS
 from ..training.errors import CheckpointError
 from ..training.files import replace_file
-from .presets import PRESETS, ExpertPreset, expert_preset, steps_of
+from .presets import PRESETS, STEPS, ExpertPreset, expert_preset
 
 PLAN_FILE = "experts.json"
 
@@ -57,7 +57,7 @@ class Plan:
 
     def steps_of(self, domain: str) -> int:
         """Returns an expert's optimizer steps."""
-        return self.steps or steps_of(domain)
+        return self.steps or STEPS[domain]
 
 
 def read_plan(root: Path) -> Plan:
@@ -85,7 +85,7 @@ def write_plan(root: Path, plan: Plan) -> None:
 
 
 def claim_plan(root: Path, **given: Any) -> Plan:
-    """Returns the plan of a folder, or for a new folder one of what is given, which `write_plan` makes the folder's own.
+    """Returns the plan of a folder, or for a new one a plan of what is given, which `write_plan` then keeps there.
 
     Args:
         root: the folder.

@@ -21,6 +21,7 @@ class ExpertPreset:
         draws: how often a generated domain is drawn; more draws, more different problems.
         evaluations: in a whole run.
         patience: evaluations without a better one before an expert stops.
+        aversion: weight of the unlikelihood of what was said before, for the domains of `AVERSE`.
         precision: "float32", or "bfloat16" for the products (weights and sums stay in float32).
     """
 
@@ -36,6 +37,7 @@ class ExpertPreset:
     draws: int = 3
     evaluations: int = 12
     patience: int = 3
+    aversion: float = 1.0
     precision: str = "bfloat16"
 
 
@@ -45,10 +47,11 @@ PRESETS: dict[str, ExpertPreset] = {
     # What is initialized from a trained model has its shape already, and much less to learn.
     "init": ExpertPreset(layers=0, width=0, heads=0, learning_rate=1e-4, draws=1, batch_size=16, weight_decay=0.01),
 }
-# Optimizer steps of an expert, about as many passes over its records as help; those with a source of their own take
-# `OTHER_STEPS`.
-STEPS: dict[str, int] = {"math": 1300, "reasoning": 1300, "code": 800, "conversation": 500, "knowledge": 500}
-OTHER_STEPS = 800
+# Optimizer steps of an expert: about as many passes over its records as help.
+STEPS: dict[str, int] = {"math": 1300, "reasoning": 1300, "code": 700, "conversation": 500, "knowledge": 400}
+# Prose and programs, whose experts would loop: there is too little of either for experts of this size to be certain of
+# much, and what was just said is then the likeliest. These learn not to (see `objective` and `loops`).
+AVERSE = ("code", "knowledge")
 
 
 def expert_preset(name: str, **changes: object) -> ExpertPreset:
@@ -60,8 +63,3 @@ def expert_preset(name: str, **changes: object) -> ExpertPreset:
     if name not in PRESETS:
         raise ValueError(f"hierarchical: preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
-
-
-def steps_of(domain: str) -> int:
-    """Returns how many optimizer steps an expert takes by default."""
-    return STEPS.get(domain, OTHER_STEPS)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ..training.tuning import TuneResult, TuneSettings, tune
+from .loops import with_loops
+from .objective import averse_to_repetition
 from .plan import Plan
+from .presets import AVERSE
 from .workspace import Workspace
 
 
@@ -41,6 +45,14 @@ def tune_settings(plan: Plan, domain: str) -> TuneSettings:
     )
 
 
+def to_learn(workspace: Workspace, domain: str, network: Any, train: Any) -> tuple[Any, Any, Any]:
+    """Returns the network with its objective, the tokenizer, and what the network learns from."""
+    if domain in AVERSE and (weight := workspace.plan.size.aversion):
+        train = with_loops(train, workspace.plan.size.context, workspace.plan.seed)
+        network = averse_to_repetition(network, weight)
+    return network, workspace.tokenizer, train
+
+
 def train_expert(workspace: Workspace, domain: str, progress: bool | None = None) -> ExpertResult:
     """Trains one expert, from the start or from its last checkpoint on.
 
@@ -57,12 +69,10 @@ def train_expert(workspace: Workspace, domain: str, progress: bool | None = None
     if workspace.finished(domain):
         return ExpertResult(domain, None)
     records = workspace.records(domain)
-    train, validation = (workspace.encoded(records[side]) for side in ("train", "validation"))
+    train = workspace.encoded(records["train"])
     result = tune(
-        workspace.untrained(domain),
-        workspace.tokenizer,
-        train,
-        validation,
+        *to_learn(workspace, domain, workspace.untrained(domain), train),
+        workspace.encoded(records["validation"]),
         workspace.folder(domain),
         tune_settings(workspace.plan, domain),
         resume=True,
