@@ -35,7 +35,6 @@ def new_network(preset: ExpertPreset, tokenizer: Any, seed: int) -> GPT2LMHeadMo
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        loss_type="ForCausalLM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from ..training.data.template import IGNORED
 
 
-def averse_to_repetition(network: Any, weight: float) -> Any:
-    """Returns the network with the loss of `unlikelihood_loss`; saved and loaded, it has its own again."""
+def with_objective(network: Any, weight: float) -> Any:
+    """Returns the network with `unlikelihood_loss` as its loss; one that is saved and loaded has its own again."""
     network.loss_function = partial(unlikelihood_loss, weight=weight)
     return network
 
@@ -33,7 +33,7 @@ def unlikelihood_loss(
         logits: (records, S, V).
         labels: (records, S) int64, `IGNORED` where there is nothing to learn.
         num_items_in_batch: what the sum is divided by; None for the number of labelled tokens.
-        weight: of the second part.
+        weight: of the second part; 0 leaves the cross-entropy.
 
     Returns:
         A scalar in float32, nats per token.
@@ -43,6 +43,9 @@ def unlikelihood_loss(
     target_N = targets_BS[record_N, place_N]
     log_p_NV = logits[record_N, place_N].float().log_softmax(dim=-1)
     loss = -log_p_NV.gather(1, target_N[:, None]).sum()
+    count = len(target_N) if num_items_in_batch is None else num_items_in_batch
+    if weight == 0:
+        return loss / count
 
     said_BS = labels != IGNORED
     same_BSS = (labels[:, :, None] == labels[:, None, :]).tril(diagonal=-1)
@@ -51,5 +54,4 @@ def unlikelihood_loss(
     wrong_NS = first_BS[record_N] & before_NS & (labels[record_N] != target_N[:, None])
     p_NS = log_p_NV.gather(1, labels.clamp(min=0)[record_N]).exp()
     # In float32 1 - p may round to 0.
-    loss = loss - weight * (torch.log1p(-p_NS.clamp(max=1 - 1e-6)) * wrong_NS).sum()
-    return loss / (len(target_N) if num_items_in_batch is None else num_items_in_batch)
+    return (loss - weight * (torch.log1p(-p_NS.clamp(max=1 - 1e-6)) * wrong_NS).sum()) / count

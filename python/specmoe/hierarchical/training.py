@@ -8,7 +8,7 @@ from typing import Any
 
 from ..training.tuning import TuneResult, TuneSettings, tune
 from .loops import with_loops
-from .objective import averse_to_repetition
+from .objective import with_objective
 from .plan import Plan
 from .presets import AVERSE
 from .workspace import Workspace
@@ -47,10 +47,11 @@ def tune_settings(plan: Plan, domain: str) -> TuneSettings:
 
 def to_learn(workspace: Workspace, domain: str, network: Any, train: Any) -> tuple[Any, Any, Any]:
     """Returns the network with its objective, the tokenizer, and what the network learns from."""
-    if domain in AVERSE and (weight := workspace.plan.size.aversion):
-        train = with_loops(train, workspace.plan.size.context, workspace.plan.seed)
-        network = averse_to_repetition(network, weight)
-    return network, workspace.tokenizer, train
+    size = workspace.plan.size
+    weight = size.aversion if domain in AVERSE else 0.0
+    if weight > 0:
+        train = with_loops(train, size.context, workspace.plan.seed)
+    return with_objective(network, weight), workspace.tokenizer, train
 
 
 def train_expert(workspace: Workspace, domain: str, progress: bool | None = None) -> ExpertResult:
