@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("specmoe.cli",),
     ("specmoe.demo",),
-    ("specmoe.lora", "specmoe.specialists"),
+    ("specmoe.hierarchical", "specmoe.lora", "specmoe.specialists"),
     ("specmoe.experts", "specmoe.routing"),
     ("specmoe.training",),
     ("specmoe.offload",),

@@ -10,6 +10,7 @@ import typer
 from .demo import demo
 from .errors import reports_errors
 from .generate import generate
+from .hierarchical import hierarchical
 from .lora import lora
 from .notation import notation
 from .offload import doctor, offload
@@ -33,6 +34,7 @@ app.add_typer(trace)
 app.add_typer(predict)
 app.add_typer(store, name="store")
 app.add_typer(offload, name="offload")
+app.add_typer(hierarchical)
 app.add_typer(lora, name="lora")
 app.add_typer(notation)
 app.add_typer(specialists)

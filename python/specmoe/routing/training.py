@@ -49,7 +49,7 @@ class RouterSettings:
 def train_router(
     records: Mapping[str, Sequence[str]] | None = None,
     settings: RouterSettings | None = None,
-    domains: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> LinearRouter:
     """Returns a trained and calibrated router.
 
@@ -59,23 +59,25 @@ def train_router(
     Args:
         records: prompts of each domain, beside the phrasings; domains without phrasings are learned from these alone.
         settings: how to train; None for the defaults.
-        domains: what to tell apart; None for the five domains and those of `records`.
+        labels: what the router calls the queries of each domain, such as the group that it belongs to; it never sees
+            the domains that are not named here. None: all domains by their own names.
 
     Raises:
         ValueError: a domain has neither prompts nor phrasings.
     """
     records, settings = records or {}, settings or RouterSettings()
-    if domains is None:
-        domains = DOMAINS + tuple(name for name in records if name not in DOMAINS)
-    known, unknown = _queries(domains, records, settings)
+    labels = labels or {name: name for name in (*DOMAINS, *records)}
+    known, unknown = _queries(list(labels), records, settings)
+    known, unknown = ([(text, labels[domain]) for text, domain in side] for side in (known, unknown))
+    domains = list(dict.fromkeys(labels.values()))
     probe = _fit(known, domains, settings)
     logits = np.stack([probe.logits(text) for text, _ in unknown])
-    labels = np.array([domains.index(domain) for _, domain in unknown])
+    wanted = np.array([domains.index(domain) for _, domain in unknown])
     router = _fit(known + unknown, domains, settings)
-    router.temperature = fit_temperature(logits, labels)
+    router.temperature = fit_temperature(logits, wanted)
     odds = np.exp((logits - logits.max(axis=1, keepdims=True)) / router.temperature)
     p = odds / odds.sum(axis=1, keepdims=True)
-    router.threshold = abstention_threshold(p.max(axis=1), p.argmax(axis=1) == labels, WANTED_PRECISION)
+    router.threshold = abstention_threshold(p.max(axis=1), p.argmax(axis=1) == wanted, WANTED_PRECISION)
     return router
 
 

@@ -1,0 +1,40 @@
+"""A table of numbers as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .files import replace_file
+
+
+def plot_heat_map(table: Mapping[str, Mapping[str, float]], path: Path, title: str, rows: str, columns: str) -> None:
+    """Draws a table with each number in its cell; the smallest of a column is bold.
+
+    Args:
+        table: rows of columns, all with the same columns.
+        path: the PNG to write.
+        title: what it is called.
+        rows, columns: what the rows and the columns are.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names, across = list(table), list(next(iter(table.values())))
+    values = [[table[name][column] for column in across] for name in names]
+    figure = Figure(figsize=(2 + 1.1 * len(across), 1.6 + 0.7 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="viridis_r", aspect="auto")
+    axes.set(xlabel=columns, ylabel=rows, title=title)
+    axes.set_xticks(range(len(across)), across)
+    axes.set_yticks(range(len(names)), names)
+    best = [min(row[place] for row in values) for place in range(len(across))]
+    low, high = min(map(min, values)), max(map(max, values))
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            color = "white" if value > (low + high) / 2 else "black"
+            weight = "bold" if value == best[x] else "normal"
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, weight=weight)
+    figure.colorbar(image)
+    replace_file(path, lambda partial: figure.savefig(partial, dpi=130))
