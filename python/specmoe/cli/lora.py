@@ -86,10 +86,11 @@ def evaluate(
     """Evaluate every adapter on every domain, held out; and the router's choice among them."""
     from ..lora.domains import domain_sides
     from ..lora.evaluate import evaluate as run
-    from ..lora.heatmap import heat_map, table
     from ..lora.system import LoraSystem, find_adapters
+    from ..lora.table import table
     from ..routing import default_router
     from ..training.data import DOMAINS
+    from ..training.heat_map import plot_heat_map
 
     found, sources = find_adapters(adapters), _sources(source)
     opened = _base(base, None)
@@ -115,7 +116,9 @@ def evaluate(
     folder = output or adapters
     folder.mkdir(parents=True, exist_ok=True)
     result.save(folder / "evaluation.json")
-    heat_map(result, folder / "evaluation.png")
+    square = {name: {domain: result.losses[name][domain] for domain in result.experts} for name in result.experts}
+    title = "held-out loss, nats per token"
+    plot_heat_map(square, folder / "evaluation.png", title, rows="expert", columns="domain of the held-out records")
     typer.echo(f"written: {folder / 'evaluation.json'}, {folder / 'evaluation.png'}")
 
 

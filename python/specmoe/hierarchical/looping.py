@@ -7,9 +7,10 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from ..training.checkpoints import MANIFEST, clean_leftovers, publish, verify
+from ..training.checkpoints import clean_leftovers, copy_files, publish, verify
 from ..training.errors import CheckpointError
 from ..training.files import replace_file
 from ..training.tuning import labelled_loss, tune
@@ -124,13 +125,7 @@ def _round(
 def _replace_expert(folder: Path, model_dir: Path) -> None:
     verify(model_dir)
     clean_leftovers(folder)
-
-    def copy(target: Path) -> None:
-        for path in model_dir.iterdir():
-            if path.name != MANIFEST:
-                shutil.copyfile(path, target / path.name)
-
-    publish(folder, MODEL_DIR, copy)
+    publish(folder, MODEL_DIR, partial(copy_files, model_dir))
 
 
 def _read(path: Path) -> LoopState | None:

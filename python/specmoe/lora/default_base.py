@@ -13,12 +13,11 @@ from typing import Any
 import torch
 import xxhash
 
-from ..training.checkpoints import publish, verify
+from ..training.checkpoints import copy_files, publish, verify
 from ..training.data import DOMAINS, Record, encode_records, load_domain, split, train_tokenizer
 from ..training.errors import CheckpointError
 from ..training.tuning import TuneSettings, tune
 from .base import Base, load_base
-from .files import copy_files
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ from typing import Any
 from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 
-from ..training.checkpoints import publish, verify
+from ..training.checkpoints import copy_files, publish, verify
 from ..training.errors import CheckpointError
 from ..training.files import replace_file
 from ..training.tuning import labelled_loss, tune
 from .adapters import new_adapter
 from .base import TARGETS, Base
 from .domains import domain_sides, encoded
-from .files import copy_files
 from .settings import AdapterSettings
 
 STATE_FILE = "loop.json"

@@ -70,7 +70,7 @@ def train_specialist_router(examples: Iterable[Example], settings: RouterSetting
     prompts: dict[str, list[str]] = {name: [] for name in SPECIALISTS}
     for example in examples:
         prompts[example.route].append(marked(example.prompt))
-    return TrainedRouter(train_router(prompts, settings, domains=tuple(SPECIALISTS)))
+    return TrainedRouter(train_router(prompts, settings, labels={name: name for name in SPECIALISTS}))
 
 
 def marked(text: str) -> str:

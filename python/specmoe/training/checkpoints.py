@@ -71,6 +71,13 @@ def publish(directory: Path, name: str, fill: Callable[[Path], None]) -> Path:
     return final
 
 
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the files of a published directory but its manifest: `publish` writes one of its own."""
+    for path in source.iterdir():
+        if path.name != MANIFEST:
+            shutil.copyfile(path, target / path.name)
+
+
 def clean_leftovers(directory: Path) -> list[str]:
     """Removes what a process that died while saving has left, and puts back what it was about to replace.
 
