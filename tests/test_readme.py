@@ -37,5 +37,5 @@ def test_the_two_commands_are_those_of_ci():
     commands = re.search(r"```\n(pip install.*?)```", README, re.S).group(1).splitlines()
     assert commands == [
         "pip install -e . -c constraints.txt && specmoe demo",
-        'pip install -e ".[test]" -c constraints.txt && pytest',
+        'pip install -e ".[test]" -c constraints.txt && pytest -n 2',
     ]
