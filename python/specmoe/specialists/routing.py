@@ -57,7 +57,7 @@ class TrainedRouter:
 
     def route(self, text: str) -> Route:
         """Returns the choice for a query; an empty one, or an uncertain one, is abstained from."""
-        return self.linear.route(marked(text))
+        return self.linear.route(marked(text) if text.strip() else text)
 
 
 def train_specialist_router(examples: Iterable[Example], settings: RouterSettings | None = None) -> TrainedRouter:
