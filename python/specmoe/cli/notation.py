@@ -25,7 +25,11 @@ Source = Annotated[
 ]
 
 
-@notation.command("convert")
+# Otherwise -100 would be taken for an option.
+_NEGATIVE_NUMBERS = {"ignore_unknown_options": True}
+
+
+@notation.command("convert", context_settings=_NEGATIVE_NUMBERS)
 @reports_errors
 def convert_texts(
     text: Text = None,
@@ -43,7 +47,7 @@ def convert_texts(
     _each(text, converted)
 
 
-@notation.command()
+@notation.command(context_settings=_NEGATIVE_NUMBERS)
 @reports_errors
 def check(text: Text = None, source: Source = None) -> None:
     """Say which notation a text is of, or where it is wrong; ends with 1 where one is wrong."""

@@ -57,7 +57,7 @@ class TrainedRouter:
 
     def route(self, text: str) -> Route:
         """Returns the choice for a query; an empty one, or an uncertain one, is abstained from."""
-        return self.linear.route(marked(text))
+        return self.linear.route(marked(text) if text.strip() else text)
 
 
 def train_specialist_router(examples: Iterable[Example], settings: RouterSettings | None = None) -> TrainedRouter:
@@ -76,14 +76,19 @@ def train_specialist_router(examples: Iterable[Example], settings: RouterSetting
 def marked(text: str) -> str:
     """Returns a query with words for what its value shows: source and target, and contracts of 900 to 902.
 
-    The router sees every number as 0 and sums over features, so that neither an id nor a pair of notations is one.
+    The router sees every number as 0 and sums over features, so that neither an id nor a pair of notations is one. The
+    words come three times: beside the n-grams of a long query once would count for little.
     """
     try:
         request = understand(text)
     except ValueError:
         return text
     if request.span is None:
-        return f"{text} novalue"
-    gpu = " gpucontract" if any(map(has_gpu_contract, request.span.readings.values())) else ""
-    pair = f"{request.source}to{request.target or 'words'}".replace("-", "")
-    return f"{text} {pair}{gpu}"
+        mark = "novalue"
+    elif _ASKS_FOR_ROUTE.search(text[: request.span.start]):
+        mark = "asksroute"
+    elif any(map(has_gpu_contract, request.span.readings.values())):
+        mark = "gpucontract"
+    else:
+        mark = f"{request.source}to{request.target or 'words'}".replace("-", "")
+    return f"{text} {mark} {mark} {mark}"

@@ -23,6 +23,9 @@ def test_one_text(specmoe):
     assert specmoe("notation", "convert", "--to", "LC-T", "--from", "lc-b", "[3.14]").out == "3.14\n"
     assert specmoe("notation", "convert", "--to", "lc-b-bytes", '{x: "hi"}').out == "0701017803026869" + "08\n"
     assert specmoe("notation", "convert", "--from", "lc-b-bytes", "0701017803026869 08").out == '{x: "hi"}\n'
+    assert specmoe("notation", "convert", "-100", "--to", "lc-b").out == "[-100]\n"
+    assert specmoe("notation", "check", "-1").out == "HLXL: right\n"
+    assert specmoe("notation", "convert", "1", "--colour", "red").code == 2
     assert specmoe("notation", "convert", "--to", "lc-r-alchemical", "[]").out == "🜃🜄\n"
 
 

@@ -8,7 +8,7 @@ from specmoe.routing import RouterSettings
 from specmoe.specialists.corpora import SPECIALISTS, CorpusSettings, generate
 from specmoe.specialists.routing import RuleRouter, marked, train_specialist_router
 
-SETTINGS = CorpusSettings(size=1500, test_size=750)
+SETTINGS = CorpusSettings(size=1000, test_size=750)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,8 @@ def test_an_empty_query_is_abstained_from():
 
 
 def test_marks():
-    assert marked("Convert to LC-R: [901]") == "Convert to LC-R: [901] hlxltolcr"
-    assert marked("Parse {C:901,0=1}").endswith("lcttohlxl gpucontract")
-    assert marked("Hello") == "Hello novalue"
+    assert marked("Convert to LC-R: [901]") == f"Convert to LC-R: [901]{' hlxltolcr' * 3}"
+    assert marked("Parse {C:901,0=1}").endswith(" gpucontract")
+    assert marked("Which specialist answers: [1]").endswith(" asksroute")
+    assert marked("Hello").endswith(" novalue")
     assert marked("[" * 9999) == "[" * 9999
