@@ -50,8 +50,8 @@ PRESETS: dict[str, ExpertPreset] = {
 # Optimizer steps of an expert: about as many passes over its records as help.
 STEPS: dict[str, int] = {"math": 1300, "reasoning": 1300, "code": 600, "conversation": 500, "knowledge": 500}
 # Prose and programs, whose experts would loop: there is too little of either for experts of this size to be certain of
-# much, and what was just said is then the likeliest. After their steps these learn, for a quarter as many, not to repeat
-# themselves (see `objective` and `loops`). From the beginning it would slow the learning of everything else.
+# much, and what was just said is then the likeliest. After their steps these learn, for a quarter as many, not to
+# repeat themselves (see `objective` and `loops`). From the beginning it would slow the learning of everything else.
 AVERSE = ("code", "knowledge")
 AVERSE_SHARE = 0.25
 
