@@ -18,7 +18,8 @@ from specmoe.training.tuning import trainer as trainer_module
 
 
 def weights(workspace, domain):
-    return workspace.expert(domain).state_dict()
+    # Copies: what is loaded is a view of the file, which may change.
+    return {name: weight.clone() for name, weight in workspace.expert(domain).state_dict().items()}
 
 
 def equal(one, two):
