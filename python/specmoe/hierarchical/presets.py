@@ -37,7 +37,7 @@ class ExpertPreset:
     draws: int = 3
     evaluations: int = 12
     patience: int = 3
-    aversion: float = 1.0
+    aversion: float = 4.0
     precision: str = "bfloat16"
 
 
