@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,11 @@ from ..training.tuning import TuneResult, TuneSettings, tune
 from .loops import with_loops
 from .objective import with_objective
 from .plan import Plan
-from .presets import AVERSE
+from .presets import AVERSE, AVERSE_SHARE
 from .workspace import Workspace
+
+# Inside the folder of an expert that is averse to loops: its training before that.
+PLAIN_DIR = "plain"
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,22 @@ def tune_settings(plan: Plan, domain: str) -> TuneSettings:
     )
 
 
+def averse_settings(plan: Plan, domain: str) -> TuneSettings:
+    """Returns how an expert then learns not to loop: evaluated once, since its cross-entropy hardly changes."""
+    usual = tune_settings(plan, domain)
+    steps = max(1, round(usual.steps * AVERSE_SHARE))
+    return dataclasses.replace(
+        usual, steps=steps, learning_rate=usual.learning_rate / 4, eval_every=steps, save_every=max(1, steps // 6)
+    )
+
+
 def to_learn(workspace: Workspace, domain: str, network: Any, train: Any) -> tuple[Any, Any, Any]:
-    """Returns the network with its objective, the tokenizer, and what the network learns from."""
+    """Returns a trained network with its objective, the tokenizer, and what the network learns from."""
     size = workspace.plan.size
-    weight = size.aversion if domain in AVERSE else 0.0
-    if weight > 0:
-        train = with_loops(train, size.context, workspace.plan.seed)
-    return with_objective(network, weight), workspace.tokenizer, train
+    if domain not in AVERSE:
+        return with_objective(network, 0.0), workspace.tokenizer, train
+    looped = with_loops(train, size.context, workspace.plan.seed)
+    return with_objective(network, size.aversion), workspace.tokenizer, looped
 
 
 def train_expert(workspace: Workspace, domain: str, progress: bool | None = None) -> ExpertResult:
@@ -69,17 +82,22 @@ def train_expert(workspace: Workspace, domain: str, progress: bool | None = None
     """
     if workspace.finished(domain):
         return ExpertResult(domain, None)
-    records = workspace.records(domain)
-    train = workspace.encoded(records["train"])
-    result = tune(
-        *to_learn(workspace, domain, workspace.untrained(domain), train),
-        workspace.encoded(records["validation"]),
-        workspace.folder(domain),
-        tune_settings(workspace.plan, domain),
-        resume=True,
-        title=f"{domain} expert, {len(train):,} records",
-        progress=progress,
-    )
+    plan, folder = workspace.plan, workspace.folder(domain)
+    train, validation = (workspace.encoded(workspace.records(domain)[side]) for side in ("train", "validation"))
+    averse = domain in AVERSE
+    if not averse or not workspace.finished(domain, PLAIN_DIR):
+        network = with_objective(workspace.untrained(domain), 0.0)
+        result = tune(
+            network, workspace.tokenizer, train, validation, folder / PLAIN_DIR if averse else folder,
+            tune_settings(plan, domain), resume=True, title=f"{domain} expert, {len(train):,} records",
+            progress=progress,
+        )  # fmt: skip
+    if averse:
+        network = workspace.expert(domain, PLAIN_DIR)
+        result = tune(
+            *to_learn(workspace, domain, network, train), validation, folder, averse_settings(plan, domain),
+            resume=True, title=f"{domain} expert, not to loop", progress=progress,
+        )  # fmt: skip
     return ExpertResult(domain, result, len(train))
 
 

@@ -81,10 +81,10 @@ class Workspace:
         """Returns an expert's folder."""
         return self.root / domain
 
-    def finished(self, domain: str) -> bool:
-        """Says whether an expert is trained, and its model whole."""
+    def finished(self, domain: str, part: str = "") -> bool:
+        """Says whether an expert, or the part of its training with this name, is done and its model whole."""
         try:
-            verify(self.folder(domain) / MODEL_DIR)
+            verify(self.folder(domain) / part / MODEL_DIR)
         except CheckpointError:
             return False
         return True
@@ -97,13 +97,17 @@ class Workspace:
             return pretrained_network(self.plan.init, self.tokenizer, seed)
         return new_network(self.plan.size, self.tokenizer, seed)
 
-    def expert(self, domain: str) -> GPT2LMHeadModel:
+    def expert(self, domain: str, part: str = "") -> GPT2LMHeadModel:
         """Returns a trained expert, ready to be asked.
+
+        Args:
+            domain: which one.
+            part: the part of its training that made it; "" for the last.
 
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        path = self.folder(domain) / MODEL_DIR
+        path = self.folder(domain) / part / MODEL_DIR
         if not path.is_dir():
             raise CheckpointError(
                 f"hierarchical: {path}: expected the {domain} expert, found none; "

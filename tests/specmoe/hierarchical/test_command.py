@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from specmoe.cli.app import app
+from specmoe.hierarchical.presets import AVERSE
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def test_train_all_then_again(run, sources, tmp_path):
     root = tmp_path / "runs" / "hierarchical"
     for name in ("math", "reasoning", "code", "conversation", "knowledge"):
         assert f"{name}: validation loss" in outcome.output
-        assert {path.name for path in (root / name).iterdir()} == {"checkpoints", "history.jsonl", "loss.png", "model"}
+        wanted = {"checkpoints", "history.jsonl", "loss.png", "model"} | ({"plain"} if name in AVERSE else set())
+        assert {path.name for path in (root / name).iterdir()} == wanted
     assert (root / "router" / "groups.npz").is_file()
     again = run("train", "--no-progress")
     assert again.exit_code == 0 and again.output.count("trained before, left as it is") == 5

@@ -31,7 +31,8 @@ def test_a_round_keeps_what_is_better(workspace):
     state = train_on(workspace, "knowledge", rounds=2, steps=20, progress=False)
     assert state.rounds == len(state.losses) == 2
     assert state.best < before
-    assert loss_of(workspace, "knowledge") == pytest.approx(state.best, rel=1e-6)
+    # A round is evaluated in the precision that it is trained in, bfloat16; here it is float32.
+    assert loss_of(workspace, "knowledge") == pytest.approx(state.best, rel=2e-3)
     left = workspace.folder("knowledge") / "loop"
     assert not list(left.glob("round-*/checkpoints")) and not list(left.glob("round-*/model"))
     # Another call goes on with the third round.

@@ -18,7 +18,8 @@ from specmoe.training.tuning import trainer as trainer_module
 
 
 def weights(workspace, domain):
-    return workspace.expert(domain).state_dict()
+    # Copies: what is loaded is a view of the file, which may change.
+    return {name: weight.clone() for name, weight in workspace.expert(domain).state_dict().items()}
 
 
 def equal(one, two):
@@ -49,12 +50,31 @@ def test_all_goes_on_where_it_was_and_leaves_what_is_finished(new_workspace, mon
         press_ctrl_c_before(patch, 4)
         train_experts(parts, ("math", "code"), lines.append, progress=False)
     assert any("math: trained before" in line for line in lines)
-    assert checkpoint_steps(parts.folder("code") / "checkpoints") and not parts.finished("code")
+    assert checkpoint_steps(parts.folder("code") / "plain" / "checkpoints") and not parts.finished("code")
     results = train_experts(Workspace(parts.root), ("math", "code"), lines.append, progress=False)
     assert [result.result is None for result in results] == [True, False]
     assert before == {path: path.stat().st_mtime_ns for path in parts.folder("math").rglob("*")}
     for domain in ("math", "code"):
         assert equal(weights(whole, domain), weights(parts, domain))
+
+
+def test_what_is_averse_to_loops_goes_on_in_its_second_part(new_workspace, monkeypatch):
+    whole, parts = new_workspace("whole", steps=16), new_workspace("parts", steps=16)
+    result = train_expert(whole, "knowledge", progress=False).result
+    assert result is not None and result.steps == result.best_step == 4
+    assert not equal(weights(whole, "knowledge"), whole.expert("knowledge", "plain").state_dict())
+    real = trainer_module.TuneTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        self.run.stop.requested |= self.run.settings.steps == 4 and self.state.global_step == 1
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingInterrupted):
+        patch.setattr(trainer_module.TuneTrainer, "training_step", training_step)
+        train_expert(parts, "knowledge", progress=False)
+    assert parts.finished("knowledge", "plain") and not parts.finished("knowledge")
+    train_expert(parts, "knowledge", progress=False)
+    assert equal(weights(whole, "knowledge"), weights(parts, "knowledge"))
 
 
 def test_experts_differ_and_share_one_tokenizer(new_workspace):
@@ -99,7 +119,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_other_experts(new_workspa
     with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space left on device"):
         patch.setattr(trainer_module.TuneTrainer, "_save_optimizer_and_scheduler", full)
         train_experts(workspace, ("math", "code"), lambda line: None, progress=False)
-    assert checkpoint_steps(workspace.folder("code") / "checkpoints")[-1] < 4
+    assert checkpoint_steps(workspace.folder("code") / "plain" / "checkpoints")[-1] < 4
     assert workspace.finished("math")
     train_experts(workspace, ("math", "code"), lambda line: None, progress=False)
     assert workspace.finished("code")
