@@ -199,7 +199,8 @@ def merge(
         f"the likeliest token agrees in {fidelity.agreement:.2%}"
     )
     for domain, loss in fidelity.loss_merged.items():
-        typer.echo(f"  {domain}: loss {fidelity.loss_unmerged[domain]:.4f} unmerged, {loss:.4f} merged")
+        own = f", {fidelity.loss_own[domain]:.4f} with its own adapter" if domain in fidelity.loss_own else ""
+        typer.echo(f"  {domain}: loss {fidelity.loss_unmerged[domain]:.4f} unmerged, {loss:.4f} merged{own}")
     (output.parent / f"{output.name}.fidelity.json").write_text(json.dumps(dataclasses.asdict(fidelity), indent=1))
 
 

@@ -3,7 +3,7 @@
 `AdapterBank` puts adapters that PEFT has saved onto a model, `LoraSystem` adds a router, `train_adapter` makes them.
 """
 
-from .adapters import Adapter, read_adapter
+from .adapters import Adapter, read_adapter, write_adapter
 from .bank import AdapterBank
 from .base import Base, load_base
 from .settings import AdapterSettings
@@ -21,4 +21,5 @@ __all__ = [
     "load_base",
     "read_adapter",
     "train_adapter",
+    "write_adapter",
 ]

@@ -13,9 +13,10 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModelForCausalLM, TaskType, load_peft_weights
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..training.checkpoints import MANIFEST, verify
+from ..training.checkpoints import MANIFEST, publish, verify
 from .base import Base
 
 BASE_FILE = "specmoe_base.json"
@@ -132,6 +133,37 @@ def read_adapter(folder: Path, name: str, base: Base | None = None) -> Adapter:
         if getattr(config, option, plain) not in (plain, None, []):
             raise ValueError(f"adapter: {folder}: {option}: expected {plain}, got {getattr(config, option)}")
     return adapter_of(weights, config, name)
+
+
+def write_adapter(adapter: Adapter, folder: Path, base: Base) -> None:
+    """Writes an adapter in PEFT's format, whole or not at all, beside the file that names its base.
+
+    Raises:
+        CheckpointError: it could not be written; what was there stays.
+    """
+    ranks = {layer: A.shape[0] for layer, (A, _) in adapter.factors.items()}
+    config = LoraConfig(
+        target_modules=sorted(ranks),
+        rank_pattern=ranks,
+        # Scaling is alpha / rank.
+        alpha_pattern={layer: adapter.scaling[layer] * rank for layer, rank in ranks.items()},
+        task_type=TaskType.CAUSAL_LM,
+        inference_mode=True,
+        base_model_name_or_path=base.name,
+    )
+    pairs = {layer: dict(zip("AB", factors, strict=True)) for layer, factors in adapter.factors.items()}
+    weights = {
+        f"{_PREFIX}{layer}.lora_{which}.weight": value.detach().cpu().contiguous()
+        for layer, pair in pairs.items()
+        for which, value in pair.items()
+    }
+
+    def write(target: Path) -> None:
+        config.save_pretrained(str(target))
+        save_file(weights, target / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_base_file(target, base)
+
+    publish(folder.parent, folder.name, write)
 
 
 def adapter_of(weights: dict[str, Tensor], config: LoraConfig, name: str) -> Adapter:

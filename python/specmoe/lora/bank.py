@@ -57,7 +57,8 @@ class MixedLinear(nn.Module):
     @property
     def prototypes(self) -> Tensor:
         """(G, in) float32: see `choices.prototype`."""
-        if self._prototypes is None:
+        # Factors that are being trained change with every step.
+        if self._prototypes is None or self.A.requires_grad:
             pairs = zip(self.A.detach(), self.B.detach(), strict=True)
             self._prototypes = torch.stack([prototype(a, b) for a, b in pairs]).to(self.A.device)
         return self._prototypes
@@ -137,6 +138,28 @@ class AdapterBank:
         finally:
             for layer, previous in zip(self.layers.values(), before, strict=True):
                 layer.choice = previous
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Makes the factors of all adapters trainable and returns them; a step changes those of its rows alone."""
+        parameters = [factor for layer in self.layers.values() for factor in (layer.A, layer.B)]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        return parameters
+
+    def adapter(self, name: str) -> Adapter:
+        """Returns an adapter as it is now, without padding.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if name not in self.names:
+            raise ValueError(f"adapters: expected one of {', '.join(self.names)}, got {name!r}")
+        g, factors, scaling = self.names.index(name), {}, {}
+        for path, layer in self.layers.items():
+            if rank := layer.A.shape[1] if layer.ranks is None else int(layer.ranks[g]):
+                factors[path] = layer.A[g, :rank].detach().clone(), layer.B[g, :, :rank].detach().clone()
+                scaling[path] = float(layer.scaling[g])
+        return Adapter(name, factors, scaling)
 
     def close(self) -> None:
         """Gives the model its own layers back."""

@@ -31,6 +31,7 @@ class Fidelity:
         largest, mean: absolute difference of logits.
         agreement: share of the tokens for which both choose the same next token.
         loss_unmerged, loss_merged: of each domain, nats per labelled token.
+        loss_own: of the domains whose own adapter is one of several merged ones, with that adapter alone.
     """
 
     largest: float
@@ -38,6 +39,7 @@ class Fidelity:
     agreement: float
     loss_unmerged: dict[str, float]
     loss_merged: dict[str, float]
+    loss_own: dict[str, float]
 
 
 def combine(
@@ -112,7 +114,12 @@ def merge(
     """
     model = combine(base, folders, weights, method, density, seed)
     pad = base.tokenizer.pad_token_id
-    logits, losses = {}, {}
+    logits, losses, own = {}, {}, {}
+    for domain in rows if len(folders) > 1 else ():
+        if domain in folders:
+            model.set_adapter(domain)
+            own[domain] = labelled_loss(model, rows[domain], pad)
+            model.set_adapter(_MERGED)
     for domain in rows:
         logits[domain] = _logits(model, rows[domain], pad)
         losses[domain] = labelled_loss(model, rows[domain], pad)
@@ -135,6 +142,7 @@ def merge(
         agreement=sum(values.float().mean().item() for values in same.values()) / len(same),
         loss_unmerged=losses,
         loss_merged={domain: labelled_loss(merged, rows[domain], pad) for domain in rows},
+        loss_own=own,
     )
 
 

@@ -9,8 +9,9 @@ import torch
 from tiny import peft_model, save_adapters, tiny_model
 
 from moe_kernels.testing import relative_error
-from specmoe.lora.adapters import read_adapter
+from specmoe.lora.adapters import read_adapter, write_adapter
 from specmoe.lora.bank import AdapterBank
+from specmoe.lora.base import Base
 
 RANKS = {"same": {"math": 4, "code": 4, "talk": 4}, "mixed": {"math": 4, "code": 8, "talk": 2}}
 ROWS = ["math", "talk", None, "code", "math"]
@@ -132,8 +133,7 @@ def test_a_mixed_step_has_the_gradients_of_separate_ones(pair):
     rows = ["math", "talk", "code", "math"]
     given = batch(len(rows))
     labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)
-    for layer in bank.layers.values():
-        layer.A.requires_grad_(), layer.B.requires_grad_()
+    assert len(bank.trainable()) == 2 * len(bank.layers)
     with bank.rows(rows):
         summed_loss(bank.model(**given).logits, labels).backward()
 
@@ -156,6 +156,22 @@ def stacked_gradient(bank, key, shape):
     grad = getattr(layer, which[-1]).grad[g]
     assert not grad[shape[0] :].any() and not grad[:, shape[1] :].any()
     return grad[: shape[0], : shape[1]]
+
+
+def test_an_adapter_goes_back_to_peft(pair, tmp_path):
+    bank, theirs = pair
+    base = Base(bank.model, None, "tiny", "digest")
+    for name in bank.names:
+        write_adapter(bank.adapter(name), tmp_path / name, base)
+        again = read_adapter(tmp_path / name, name, base)
+        assert again.scaling == pytest.approx(bank.adapter(name).scaling)
+        for layer, factors in bank.adapter(name).factors.items():
+            assert all(torch.equal(one, other) for one, other in zip(factors, again.factors[layer], strict=True))
+    bank.close()
+    loaded = peft_model(bank.model, {name: tmp_path / name for name in bank.names})
+    with torch.no_grad():
+        got, want = (model(**batch(), adapter_names=names(ROWS)).logits for model in (loaded, theirs))
+    torch.testing.assert_close(got, want)
 
 
 def test_errors(tmp_path):

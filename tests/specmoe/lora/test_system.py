@@ -125,6 +125,7 @@ def test_merged_and_unmerged_agree(base, folders, tmp_path, names):
     given = {name: folders[name] for name in names}
     fidelity = merge(base, given, tmp_path / "merged", rows)
     assert fidelity.largest < 1e-4 and fidelity.agreement == 1.0
+    assert set(fidelity.loss_own) == (set(names) if len(names) > 1 else set())
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     for domain in names:
         assert labelled_loss(merged, rows[domain], 0) == pytest.approx(fidelity.loss_merged[domain], rel=1e-5)
