@@ -36,7 +36,7 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Begin as a trained GPT-2: a folder, or a hub name.", show_default=False)
     ] = None,
-    data: Annotated[
+    source: Annotated[
         list[str] | None,
         typer.Option(help="DOMAIN=SOURCE: a file or a hub name; may be repeated.", show_default=False),
     ] = None,
@@ -51,7 +51,7 @@ def train(
 ) -> None:
     """Train experts; what is finished stays, and what was interrupted goes on."""
     domains = _domains(expert)
-    sources = _sources(data or [])
+    sources = _sources(source or [])
 
     from ..hierarchical import Workspace, claim_plan, train_experts
     from ..training import TrainingInterrupted
@@ -196,9 +196,9 @@ def _domains(expert: str, several: bool = True) -> tuple[str, ...]:
     return (expert,)
 
 
-def _sources(data: list[str]) -> dict[str, str]:
-    pairs = [item.partition("=") for item in data]
+def _sources(given: list[str]) -> dict[str, str]:
+    pairs = [item.partition("=") for item in given]
     for domain, _, source in pairs:
         if domain not in DOMAINS or not source:
-            raise UsageError(f"--data: expected DOMAIN=SOURCE, a domain of {', '.join(DOMAINS)}, got {domain}")
+            raise UsageError(f"--source: expected DOMAIN=SOURCE, a domain of {', '.join(DOMAINS)}, got {domain}")
     return {domain: source for domain, _, source in pairs}

@@ -21,7 +21,7 @@ def run(tiny, monkeypatch, tmp_path):
 
 
 def test_train_all_then_again(run, sources, tmp_path):
-    data = [text for domain, source in sources.items() for text in ("--data", f"{domain}={source}")]
+    data = [text for domain, source in sources.items() for text in ("--source", f"{domain}={source}")]
     outcome = run("train", *data, "--steps", 3, "--no-progress")
     assert outcome.exit_code == 0, outcome.output
     root = tmp_path / "runs" / "hierarchical"
@@ -73,9 +73,9 @@ def test_loop_goes_on(run, trained_root, tmp_path):
     ("arguments", "message"),
     [
         (["train", "--expert", "poetry"], "--expert: expected one of math, reasoning"),
-        (["train", "--data", "math"], "--data: expected DOMAIN=SOURCE"),
-        (["train", "--data", "poetry=a.csv"], "--data: expected DOMAIN=SOURCE"),
-        (["train", "--data", "math=missing.csv"], "missing.csv: expected a file, found none"),
+        (["train", "--source", "math"], "--source: expected DOMAIN=SOURCE"),
+        (["train", "--source", "poetry=a.csv"], "--source: expected DOMAIN=SOURCE"),
+        (["train", "--source", "math=missing.csv"], "missing.csv: expected a file, found none"),
         (["train", "--preset", "large"], "preset: expected one of small, medium"),
         (["train", "--init", "gpt2", "--preset", "small"], "preset: expected one of small, medium, or --init alone"),
         (["eval"], "expected experts, found none"),

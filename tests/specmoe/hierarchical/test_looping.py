@@ -52,6 +52,7 @@ def test_a_plateau_ends_it_and_what_is_worse_is_dropped(workspace, monkeypatch):
     assert train_on(workspace, "math", rounds=1, steps=2, patience=2, progress=False).rounds == 3
 
 
+@pytest.mark.slow
 def test_an_interrupted_round_goes_on(workspace, monkeypatch, tmp_path):
     other = Workspace(shutil.copytree(workspace.root, tmp_path / "other"))
     whole = train_on(other, "code", rounds=1, steps=8, progress=False)

@@ -58,6 +58,7 @@ def test_all_goes_on_where_it_was_and_leaves_what_is_finished(new_workspace, mon
         assert equal(weights(whole, domain), weights(parts, domain))
 
 
+@pytest.mark.slow
 def test_what_is_averse_to_loops_goes_on_in_its_second_part(new_workspace, monkeypatch):
     whole, parts = new_workspace("whole", steps=16), new_workspace("parts", steps=16)
     result = train_expert(whole, "knowledge", progress=False).result
