@@ -29,7 +29,7 @@ def plot_heat_map(table: Mapping[str, Mapping[str, float]], path: Path, title: s
     above = [[value - least for value, least in zip(row, best, strict=True)] for row in values]
     image = axes.imshow(above, cmap="viridis_r", aspect="auto")
     axes.set(xlabel=columns, ylabel=rows, title=title)
-    axes.set_xticks(range(len(across)), across)
+    axes.set_xticks(range(len(across)), across, rotation=20, ha="right")
     axes.set_yticks(range(len(names)), names)
     darkest = max(map(max, above))
     for y, row in enumerate(values):
