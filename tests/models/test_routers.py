@@ -110,8 +110,10 @@ def test_a_model_with_its_routers_patched(model, capsys):
     again = pickle.loads(pickle.dumps(ours))
     assert all(computes_topk_gating(router) for _, router in routers(again))
     assert torch.equal(again(input_ids=ids).logits, got.logits)
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")(input_ids=ids, use_cache=False)
-    assert relative_error(compiled.logits, want.logits) < 1e-4
+    if model is DeepseekV3ForCausalLM:
+        # The rule with most in it: groups, a bias for the choice, a scale.
+        compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")(input_ids=ids, use_cache=False)
+        assert relative_error(compiled.logits, want.logits) < 1e-4
 
 
 def _router(**options) -> nn.Module:
