@@ -75,6 +75,8 @@ def _of_transformers(path: str, module: nn.Module) -> Explanation:
         op, computed = "fused_experts", f"fused_experts, {found.activation}{clamped}{how}"
     else:
         op, computed = "grouped_mm", f"two grouped_mm{how} with the model's own function"
+    if getattr(module, "_is_expert_parallel", False):
+        computed += f", {module.num_experts} experts of this rank"
     name: str | None = module.config._experts_implementation  # type: ignore[union-attr, assignment]
     kind = low_bits(module)
     if kind is not None:
@@ -125,6 +127,9 @@ def explain(model: nn.Module) -> list[Explanation]:
             explanation = _of_ours(path, module)
         else:
             continue
+        shards = getattr(model.get_submodule(path.rpartition(".")[0]), "expert_shards", None)
+        if shards is not None:
+            explanation = explanation._replace(computed=f"{explanation.computed}, {shards}")
         found.append(explanation._replace(adapters=over.get(module, "")))
     for path in in_the_order_of_a_kernel(model):
         computed = "MXFP4 by transformers' own kernel"
