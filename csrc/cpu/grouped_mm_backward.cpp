@@ -54,20 +54,21 @@ void packed_product(const Kernels& kern, const Form& form, const GroupedShape& s
 }
 
 // dy · W, row by row in float32 slices: their sums go to grad_x, their products with x to the gradient of row_scale. dy
-// is packed, or, where that is null, `grad`'s rows.
+// is `grad` with `by_rows`, else packed (null without rows).
 void input_gradient(const Kernels& kern, const Form& form, const GroupedShape& shape, const Chunks& chunks,
-                    const float* dy, const Rows& grad, const InputGradient& want, int threads) {
-  const int64_t slice = dy ? Slices(shape.rows, shape.inputs, kern.lanes).width : row_slice(shape.rows, shape.inputs);
+                    const float* dy, const Rows& grad, bool by_rows, const InputGradient& want, int threads) {
+  const int64_t slice =
+      by_rows ? row_slice(shape.rows, shape.inputs) : Slices(shape.rows, shape.inputs, kern.lanes).width;
   Workspace workspace(Workspace::padded<float>(shape.rows * slice));
   float* y = workspace.take<float>(shape.rows * slice);
   for (int64_t first = 0; first < shape.inputs; first += slice) {
     const int64_t count = std::min(slice, shape.inputs - first);
     shape.zero_unowned(y, count);
-    if (dy)
-      packed_product(kern, form, shape, chunks, dy, y, first, count, threads);
-    else
+    if (by_rows)
       product_of_rows(kern, chunks, grad, shape.outputs, shape.w, first, count, reinterpret_cast<char*>(y), DType::f32,
                       threads);
+    else
+      packed_product(kern, form, shape, chunks, dy, y, first, count, threads);
     if (want.row_scale)
       parallel_for((shape.valid_rows + 63) / 64, threads, [&](int64_t group) {
         for (int64_t n = group * 64; n < std::min(shape.valid_rows, (group + 1) * 64); ++n)
@@ -144,7 +145,7 @@ void grouped_mm_backward(const TensorView& grad, const GroupedArguments& a, cons
           want.row_scale[n] = (grad_rows.scale ? grad_rows.scale[n] : 1.0f) *
                               kern.dot(a.bias->row(e), a.bias->dtype, grad_rows.at(n, 0), grad.dtype, shape.outputs);
     }
-    input_gradient(kern, form, shape, chunks, by_rows ? nullptr : dy.right, grad_rows, want, threads);
+    input_gradient(kern, form, shape, chunks, dy.right, grad_rows, by_rows, want, threads);
   }
   if (grad_w) {
     Rows scaled = x_rows;

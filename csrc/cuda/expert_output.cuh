@@ -33,6 +33,7 @@ struct ExpertOutput {
   bool interleaved;    // gate and up columns alternate; else the gate's come first
   int64_t columns;     // of out, a multiple of 8
   T* out;              // (N, columns)
+  float* unrounded;    // (N, columns): takes a linear output in place of `out`, where it is not null
   T* pre;              // (N, 2 columns), or (N, columns) without a gate; null where it is not wanted
   T* grad_pre;         // of pre's shape
   const T* bias;       // (E, as wide as the sums) or null
@@ -46,6 +47,10 @@ struct ExpertOutput {
 
   // Zeros for a row that no expert owns.
   MOE_DEVICE void zero(int64_t row, int64_t column) const {
+    if (form == Form::linear && unrounded) {
+      const float zeros[VECTOR] = {};
+      return write_unrounded(row, column, zeros);
+    }
     const Vector nothing = {};
     *at(out, columns, row, column) = nothing;
     if (form == Form::linear) return;
@@ -122,7 +127,14 @@ struct ExpertOutput {
     const float factor = scale ? scale[row] : 1.0f;
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) v[i] *= factor;
+    if (unrounded) return write_unrounded(row, column, v);
     *at(out, columns, row, column) = round(v);
+  }
+
+  MOE_DEVICE void write_unrounded(int64_t row, int64_t column, const float (&v)[VECTOR]) const {
+    float4* to = reinterpret_cast<float4*>(unrounded + row * columns + column);
+    to[0] = make_float4(v[0], v[1], v[2], v[3]);
+    to[1] = make_float4(v[4], v[5], v[6], v[7]);
   }
 
   MOE_DEVICE void write_activation(int32_t expert, int64_t row, int64_t column, const float* sums) const {

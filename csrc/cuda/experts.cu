@@ -69,7 +69,10 @@ void grouped_mm(const TensorView& x, const TensorView& w, const TensorView& offs
     auto p = product_of<T>(x, w, offsets, row_token, out.shape[0], 0);
     p.output.form = Form::linear;
     p.output.columns = out.shape[1];
-    p.output.out = out.as<T>();
+    if (out.dtype == DType::f32)
+      p.output.unrounded = out.as<float>();
+    else
+      p.output.out = out.as<T>();
     p.output.bias = pointer<const T>(bias);
     p.output.scale = pointer<const float>(row_scale);
     launch_rows("grouped_mm", p, w, stream);

@@ -10,7 +10,8 @@
 
 namespace moe::cuda {
 
-// x (N, H), or (T, H) with row_token -> out (N, O) = row_scale · (x wᵀ + bias); zeros for rows that no expert owns
+// x (N, H), or (T, H) with row_token -> out (N, O) = row_scale · (x wᵀ + bias); zeros for rows that no expert owns. The
+// output is of the operands' kind or float32.
 void grouped_mm(const TensorView& x, const TensorView& w, const TensorView& offsets, const TensorView* row_token,
                 const TensorView* bias, const TensorView* row_scale, const TensorView& out, int device,
                 cudaStream_t stream);

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,31 +30,12 @@ def nvcc(*arguments: object) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[Path, str], Future[str]]]:
-    """What nvcc said about each file for each architecture; all cores compile while the first tests wait."""
-    folder = tmp_path_factory.mktemp("objects")
-
-    def compiled(source: Path, architecture: str) -> str:
-        number = architecture.removeprefix("sm_")
-        target = f"-gencode=arch=compute_{number},code={architecture}"
-        made = folder / f"{source.stem}.{architecture}.o"
-        return nvcc("-O3", target, "-Xptxas=-v", *WARNINGS, "-c", source, "-o", made)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {
-            (source, architecture): pool.submit(compiled, source, architecture)
-            for source in KERNELS
-            for architecture in ARCHITECTURES
-        }
-
-
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_use_no_local_memory(
-    compilations: dict[tuple[Path, str], Future[str]], source: Path, architecture: str
-) -> None:
-    said = compilations[source, architecture].result()
+def test_kernels_use_no_local_memory(source: Path, architecture: str, tmp_path: Path) -> None:
+    number = architecture.removeprefix("sm_")
+    target = f"-gencode=arch=compute_{number},code={architecture}"
+    said = nvcc("-O3", target, "-Xptxas=-v", *WARNINGS, "-c", source, "-o", tmp_path / "kernels.o")
     assert "warning" not in said.lower(), said
     kernels = LOCAL_MEMORY.findall(said)
     assert bool(kernels) != (source.stem in HOST_ONLY), f"ptxas reported no kernel:\n{said}"

@@ -15,9 +15,9 @@ from moe_kernels.backends.cuda.operands import operands_problem
 
 # Every element of a product is summed in the same order by the same instruction, whatever the tile.
 BATCH_INVARIANT = "always"
-IMPLEMENTED = ("topk_gating", "route", "permute", "unpermute", "grouped_mm", "fused_experts")
+IMPLEMENTED = ("topk_gating", "route", "permute", "unpermute", "grouped_mm", "fused_experts", "grouped_lora")
 # The products on tensor cores; their tensors are x and the weights.
-PRODUCTS = ("grouped_mm", "fused_experts")
+PRODUCTS = ("grouped_mm", "fused_experts", "grouped_lora")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -19,14 +19,16 @@ def rows_times_weights(
     row_token: Tensor | None,
     bias: Tensor | None = None,
     row_scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return (N, O): row_scale · (x wᵀ + bias), zero for the rows that no expert owns.
 
     Args:
         w_EOH: (E, O, H), or a view of that shape of a weight that lies as (E, H, O).
+        dtype: of the result; float32, or None for x's.
     """
     x, bias = as_rows(x), as_bias(bias)
-    out_NO = x.new_empty((x if row_token is None else row_token).shape[0], w_EOH.shape[1])
+    out_NO = x.new_empty((x if row_token is None else row_token).shape[0], w_EOH.shape[1], dtype=dtype or x.dtype)
     module().grouped_mm(
         view(x),
         view(w_EOH),
