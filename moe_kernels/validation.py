@@ -294,6 +294,21 @@ def check_fused_experts(
             check_device(op, name, operand, x)
 
 
+def check_stacked(op: str, names: tuple[str, str], up: tuple[int, ...], down: tuple[int, ...]) -> None:
+    """Require the shapes (E, 2I or I, H) and (E, H, I) of an expert module's two weights to belong together.
+
+    Args:
+        names: what the weights are called in a message.
+        up, down: their shapes, turned round where the weights are transposed.
+    """
+    for name, shape in zip(names, (up, down), strict=True):
+        if len(shape) != 3:
+            fail(op, name, "three dimensions, one matrix for each expert", shape)
+    E, H, I = down
+    if up[0] != E or up[2] != H or up[1] not in (I, 2 * I):
+        fail(op, names[0], f"(E={E}, {2 * I} or {I} rows, H={H}), as {names[1]} is (E={E}, H={H}, I={I})", up)
+
+
 def check_grouped_lora(
     x: Tensor,
     A: Tensor,

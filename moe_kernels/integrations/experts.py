@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moe_kernels.integrations.low_bits import PACKED, low_bits, widen_at_first_use
-from moe_kernels.integrations.recognition import Recognized, has_gate, is_experts, recognize
+from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
+from moe_kernels.integrations.recognition import Recognized, has_gate, recognize
 from moe_kernels.integrations.steps import Parts, experts_in_steps
 from moe_kernels.ops.fused_experts import fused_experts
-from moe_kernels.quantized import ExpertsLayout
 
 
 def parts_of(module: nn.Module, found: Recognized) -> Parts:
@@ -70,23 +69,3 @@ def low_bits_forward(self: nn.Module, *arguments: Tensor, **named: Tensor) -> Te
     if low_bits(self) is not None:
         widen_at_first_use(self)
     return experts_forward(self, *arguments, **named)
-
-
-def experts_layout(module: nn.Module) -> ExpertsLayout | None:
-    """Say where an expert module keeps its weights, for `quantize_experts`; None for one that has to run in steps."""
-    if not is_experts(module):
-        return None
-    found = recognize(module)
-    if found.activation is None or found.post_norm:
-        return None
-    return ExpertsLayout(
-        gate_up=found.up,
-        down="down_proj",
-        gate_up_bias=f"{found.up}_bias" if module.has_bias else None,
-        down_bias="down_proj_bias" if module.has_bias else None,
-        activation=found.activation,
-        interleaved=found.interleaved,
-        transposed=found.transposed,
-        limit=found.limit,
-        packed=None if low_bits(module) is None else PACKED,
-    )

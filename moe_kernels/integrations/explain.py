@@ -27,6 +27,7 @@ class Explanation(NamedTuple):
         reason: why it is not one fused op; empty where it is.
         backend: which backend serves it, or why none does.
         router: what computes the router beside it; empty where there is none of a known kind.
+        adapters: the LoRA over it, and what computes that; empty where there is none.
     """
 
     path: str
@@ -36,11 +37,14 @@ class Explanation(NamedTuple):
     reason: str
     backend: str
     router: str = ""
+    adapters: str = ""
 
     def __str__(self) -> str:
         text = f"{self.path} ({self.module}): {self.computed}, backend {self.backend}"
         if self.reason:
             text += f"; {self.reason}"
+        if self.adapters:
+            text += f"; {self.adapters}"
         if self.router:
             text += f"; router: {self.router}"
         if self.implementation not in (None, NAME):
@@ -71,6 +75,8 @@ def _of_transformers(path: str, module: nn.Module) -> Explanation:
         op, computed = "fused_experts", f"fused_experts, {found.activation}{clamped}{how}"
     else:
         op, computed = "grouped_mm", f"two grouped_mm{how} with the model's own function"
+    if getattr(module, "_is_expert_parallel", False):
+        computed += f", {module.num_experts} experts of this rank"
     name: str | None = module.config._experts_implementation  # type: ignore[union-attr, assignment]
     kind = low_bits(module)
     if kind is not None:
@@ -106,14 +112,25 @@ def explain(model: nn.Module) -> list[Explanation]:
     Args:
         model: a model of transformers 5, or any module with this package's layers in it.
     """
+    # Only now: it brings torch.compile along.
+    from moe_kernels.integrations.lora import adapters
+
     found = []
     beside = {path.rpartition(".")[0]: router for path, router in routers(model)}
+    over = adapters(model)
     for path, module in model.named_modules():
         if is_experts(module):
-            router = beside.get(path.rpartition(".")[0])
-            found.append(_of_transformers(path, module)._replace(router="" if router is None else _router(router)))
+            router = beside.get(path.replace(".base_layer", "").rpartition(".")[0])
+            explanation = _of_transformers(path, module)
+            explanation = explanation._replace(router="" if router is None else _router(router))
         elif isinstance(module, (Experts, QuantizedExperts)):
-            found.append(_of_ours(path, module))
+            explanation = _of_ours(path, module)
+        else:
+            continue
+        shards = getattr(model.get_submodule(path.rpartition(".")[0]), "expert_shards", None)
+        if shards is not None:
+            explanation = explanation._replace(computed=f"{explanation.computed}, {shards}")
+        found.append(explanation._replace(adapters=over.get(module, "")))
     for path in in_the_order_of_a_kernel(model):
         computed = "MXFP4 by transformers' own kernel"
         reason = "load with quantization_config=Mxfp4Config(dequantize=True) to use these kernels"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moe_kernels.backends.reference.activations import GPT_OSS_ALPHA, GPT_OSS_LIMIT, split_gate_up
 from moe_kernels.integrations.experts import parts_of
 from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
-from moe_kernels.integrations.recognition import is_experts, recognize
+from moe_kernels.integrations.recognition import bare, is_experts, recognize
 from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps
 from moe_kernels.integrations.transformers import NAME
 from moe_kernels.layer import Experts
@@ -26,10 +26,14 @@ from moe_kernels.ops.route import RoutingPlan
 from moe_kernels.quantized import QuantizedExperts
 from moe_kernels.validation import fail
 
+# PEFT's `ParamWrapper`, once PEFT has been imported.
+_wrappers: list[type] = []
+
 
 def install(wrapper: Any) -> None:
     """Give PEFT's `ParamWrapper` a forward that takes the low-rank form where it is served."""
     theirs = wrapper.forward
+    _wrappers.append(wrapper)
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         chain = _chain(self, wrapper)
@@ -83,6 +87,24 @@ def _chain(outer: Any, wrapper: type) -> _Chain | None:
     if any(w.merged for w in wrappers):
         return None
     return _Chain(wrappers, module, names)
+
+
+def adapters(model: nn.Module) -> dict[nn.Module, str]:
+    """Say of each adapted expert module which LoRA is over it, and what computes that."""
+    found: dict[nn.Module, str] = {}
+    for outer in model.modules():
+        experts = bare(outer)
+        if not isinstance(outer, tuple(_wrappers)) or experts in found:
+            continue
+        wrappers: Any = [outer, *(m for m in outer.modules() if isinstance(m, tuple(_wrappers)) and m is not outer)]
+        ranks = {name: rank for w in wrappers for name, rank in w.r.items()}
+        names = ", ".join(f"{name} (rank {rank})" for name, rank in ranks.items())
+        merged = any(w.merged for w in wrappers)
+        how = "merged into the weights" if merged else "in full size for every expert, by PEFT"
+        if _chain(outer, _wrappers[0]) is not None:
+            how = "by grouped_lora between two grouped_mm"
+        found[experts] = f"LoRA {names} {how}"
+    return found
 
 
 def _parts(experts: nn.Module) -> Parts:

@@ -143,3 +143,10 @@ def has_gate(module: nn.Module) -> bool:
 def is_experts(module: nn.Module) -> bool:
     """Whether a module has the marks that the experts interface of transformers, from 5.0 on, leaves on its modules."""
     return all(mark in module.__dict__ for mark in ("config", "has_bias", "is_transposed"))
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The module inside the wrappers of PEFT, which nests one for each parameter; or the module itself."""
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
+    return module

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from operator import attrgetter
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_kernels.backends.reference.topk_gating import topk_gating_reference
-from moe_kernels.integrations.recognition import is_experts
+from moe_kernels.integrations.recognition import bare, is_experts
 from moe_kernels.ops.topk_gating import topk_gating
 
 # Where a module keeps what was found.
@@ -63,8 +63,9 @@ def routers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield path and module of everything beside experts that may be their router: that has a weight (E, H)."""
     seen = set()
     for path, parent in model.named_modules():
-        experts = [child for child in parent.children() if is_experts(child)]
-        if len(experts) != 1:
+        experts = [child for child in parent.children() if is_experts(bare(child))]
+        # One of PEFT's wrappers has nothing beside the experts.
+        if len(experts) != 1 or is_experts(bare(parent)):
             continue
         for name, child in parent.named_children():
             weight = getattr(child, "weight", None)
@@ -225,13 +226,14 @@ def _forward(self: Any, hidden_states: Tensor, *given: Tensor, **named: Tensor) 
 
 def computes_topk_gating(router: nn.Module) -> bool:
     """Whether `use_topk_gating` has changed a router."""
-    return getattr(router.__dict__.get("forward"), "__func__", None) is _forward
+    return getattr(router.__dict__.get("forward"), "func", None) is _forward
 
 
 def patched(router: nn.Module) -> nn.Module:
     """Let a router compute with `topk_gating`, if its rule is known; return it."""
     if isinstance(router_rule(router), Rule):
-        router.forward = MethodType(_forward, router)
+        # A bound method would be pickled by its name, which the class does not have.
+        router.forward = partial(_forward, router)
     return router
 
 

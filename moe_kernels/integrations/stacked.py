@@ -9,7 +9,7 @@ and a gated shared expert (Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, …), or a meth
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -236,4 +236,5 @@ def stack(blocks: list[Block]) -> None:
     for block in blocks:
         block.module.experts = StackedExperts(block.module.experts, block.names, block.activation)  # type: ignore[arg-type]
         method, function = RULES[block.rule]
-        setattr(block.module, method, MethodType(function, block.module))
+        # As in routers.py: a bound method could not be pickled.
+        setattr(block.module, method, partial(function, block.module))

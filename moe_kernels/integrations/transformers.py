@@ -15,7 +15,8 @@ def _register(module: ModuleType) -> None:
     if interface is None:
         return
     # Only now: what this imports brings torch.compile along, which takes a second.
-    from moe_kernels.integrations.experts import experts_forward, experts_layout
+    from moe_kernels.integrations.experts import experts_forward
+    from moe_kernels.integrations.layouts import experts_layout
     from moe_kernels.quantized import register_experts
 
     interface.register(NAME, experts_forward)

@@ -15,7 +15,7 @@ from moe_kernels.layer import Experts
 from moe_kernels.number_formats import FORMATS, NF4_BLOCK
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.quantized_weights import QUANTIZERS, WEIGHTS, QuantizedWeight
-from moe_kernels.validation import check_choice, fail
+from moe_kernels.validation import check_choice, check_stacked, fail
 
 
 class Packed(NamedTuple):
@@ -156,12 +156,19 @@ class QuantizedExperts(nn.Module):
         return f"{self.format}, activation={self.layout.activation!r}, dynamic={self.dynamic}"
 
 
-def weight_shape(module: nn.Module, layout: ExpertsLayout, name: str) -> tuple[int, int, int]:
+def weight_shape(module: nn.Module, layout: ExpertsLayout, name: str) -> tuple[int, ...]:
     """The (E, O, H) of one of a module's weights, whichever way round it stores them."""
     if layout.packed is not None:
         return layout.packed.shape(module, name)
-    E, first, second = getattr(module, name).shape
-    return (E, second, first) if layout.transposed else (E, first, second)
+    shape = tuple(getattr(module, name).shape)
+    return (*shape[:-2], *reversed(shape[-2:])) if layout.transposed else shape
+
+
+def check_weights(op: str, path: str, module: nn.Module, layout: ExpertsLayout) -> None:
+    """Require weights whose shapes belong together in the layout that the module says it has."""
+    names = (layout.gate_up, layout.down)
+    up, down = (weight_shape(module, layout, name) for name in names)
+    check_stacked(op, (f"{path}.{names[0]}", f"{path}.{names[1]}"), up, down)
 
 
 def _values(module: nn.Module, layout: ExpertsLayout, name: str) -> Tensor:
@@ -190,7 +197,7 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
     model.get_submodule(parent)._modules[name] = module
 
 
-def _check_parameter(op: str, name: str, w: Tensor, shape: tuple[int, int, int], format: str) -> None:
+def _check_parameter(op: str, name: str, w: Tensor, shape: tuple[int, ...], format: str) -> None:
     """Refuse what could not be quantized, before anything has been."""
     if format == "nf4" and shape[2] % NF4_BLOCK:
         fail(op, "format", f"a number of columns that {NF4_BLOCK} divides in {name}", shape[2])
@@ -233,6 +240,7 @@ def quantize_experts(
     if not found:
         fail(op, "layer_or_model", "a module with unquantized experts", f"{type(layer_or_model).__name__} without any")
     for path, module, layout in found:
+        check_weights(op, path, module, layout)
         for name in (layout.gate_up, layout.down):
             _check_parameter(
                 op, f"{path}.{name}", _values(module, layout, name), weight_shape(module, layout, name), format

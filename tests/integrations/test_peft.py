@@ -192,6 +192,28 @@ def test_the_example_of_the_readme():
     assert any("experts" in name for name in trained) and all("lora" in name for name in trained)
 
 
+def test_patched_and_explained_under_adapters(capsys):
+    model = adapted(implementation="eager")
+    want = model(tokens()).logits
+    assert {e.adapters for e in moe_kernels.explain(model)} == {
+        "LoRA default (rank 4) in full size for every expert, by PEFT"
+    }
+    moe_kernels.patch(model, routers=True)
+    assert_close(model(tokens()).logits, want)
+    model.add_adapter("second", _config(rank=3))
+    found = moe_kernels.explain(model)
+    assert {e.adapters for e in found} == {
+        "LoRA default (rank 4), second (rank 3) by grouped_lora between two grouped_mm"
+    }
+    assert all(e.router.startswith("topk_gating") for e in found) and len(found) == 2
+    model.merge_adapter()
+    assert "merged into the weights" in moe_kernels.explain(model)[0].adapters
+    model.unmerge_adapter()
+    moe_kernels.quantize_experts(model, "int8")
+    assert "by grouped_lora" in moe_kernels.explain(model)[0].adapters
+    assert "NOT USED" not in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_implementations_of_others_are_left_to_peft():
     model = adapted(implementation="eager")
     with pytest.raises(ValueError, match="mixed"):

@@ -80,15 +80,6 @@ def test_in_steps_is_the_same(dtype):
         assert_close(steps(tokens()).logits, fused(tokens()).logits)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_fullgraph(name):
-    model = MODELS[name]()
-    model.set_experts_implementation("moe_kernels")
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert_close(compiled(tokens()).logits, model(tokens()).logits)
-
-
 def test_gradient_checkpointing():
     grads = []
     for on in (False, True):

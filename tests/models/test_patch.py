@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -154,6 +157,16 @@ def test_a_block_that_is_not_known_leaves_the_model_as_it_was(options, reason):
     assert [id(m) for m in model.modules()] == modules and "forward" not in model[0].__dict__
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+def test_copies_of_a_patched_block_are_patched_and_on_their_own(copied):
+    model, x = moe_kernels.patch(nn.Sequential(Block())), torch.randn(2, 7, 16)
+    again = copied(model)
+    assert torch.equal(again(x)[0], model(x)[0])
+    with torch.no_grad():
+        again[0].experts.down_proj.zero_()
+    assert not again(x)[0].any() and model(x)[0].any()
+
+
 def test_a_block_with_a_forward_of_somebody_else_is_left_alone():
     model = nn.Sequential(Block())
     model[0].forward = model[0].forward
@@ -168,6 +181,21 @@ def test_a_block_that_is_called_otherwise():
 
     with pytest.raises(ValueError, match="what Other does with its experts is not known"):
         moe_kernels.patch(nn.Sequential(Other()))
+
+
+@pytest.mark.parametrize(
+    "name, dims, message", [("gate_up_proj", (1, 2), "got (4, 64, 80)"), ("down_proj", (0, 1), "E=64")]
+)
+def test_a_wrong_layout_leaves_the_model_as_it_was(name, dims, message):
+    model = _mixtral()
+    experts = model.model.layers[1].mlp.experts
+    setattr(experts, name, nn.Parameter(getattr(experts, name).transpose(*dims).contiguous()))
+    modules, implementation = [id(m) for m in model.modules()], model.config._experts_implementation
+    for call in (moe_kernels.patch, lambda m: moe_kernels.quantize_experts(m, "int8")):
+        with pytest.raises(ValueError, match=r"model.layers.1.mlp.experts.gate_up_proj: expected ") as error:
+            call(model)
+        assert message in str(error.value)
+    assert [id(m) for m in model.modules()] == modules and model.config._experts_implementation == implementation
 
 
 def test_a_model_without_experts():

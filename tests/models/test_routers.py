@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 import types
 
 import pytest
@@ -106,8 +107,13 @@ def test_a_model_with_its_routers_patched(model, capsys):
     assert {e.router.split(",")[0] for e in moe_kernels.explain(theirs)} == {"its own"}
     assert "router: topk_gating" in capsys.readouterr().out
     assert ours.state_dict().keys() == theirs.state_dict().keys()
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")(input_ids=ids, use_cache=False)
-    assert relative_error(compiled.logits, want.logits) < 1e-4
+    again = pickle.loads(pickle.dumps(ours))
+    assert all(computes_topk_gating(router) for _, router in routers(again))
+    assert torch.equal(again(input_ids=ids).logits, got.logits)
+    if model is DeepseekV3ForCausalLM:
+        # The rule with most in it: groups, a bias for the choice, a scale.
+        compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")(input_ids=ids, use_cache=False)
+        assert relative_error(compiled.logits, want.logits) < 1e-4
 
 
 def _router(**options) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_kernels import MoELayer, quantize_experts
+from moe_kernels import MoELayer, explain, quantize_experts
 from moe_kernels.losses import load_balance_loss
 from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.parallel import (
@@ -251,8 +251,10 @@ def quantized(group: Any) -> None:
     full = MoELayer(64, 64, 5, 2)
     split = MoELayer(64, 64, 5, 2, process_group=group)
     split.load_state_dict(full.state_dict())
+    assert explain(split)[0].computed == f"fused_experts, silu, {split.expert_shards}"
     for model in (full, split):
         quantize_experts(model, "int8")
+    assert explain(split)[0].computed.endswith(f"int8, {split.expert_shards}")
     x = torch.randn(10, 64, requires_grad=True)
     want, got = full(x), split(x)
     assert_close(got, want)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import moe_kernels
 from moe_kernels.testing import relative_error
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "vocab_size": 64}
@@ -52,6 +53,9 @@ def transformers_plan(group: Any, folder: str, model: str, layout: dict[str, Any
         assert layer.mlp.experts._is_expert_parallel and layer.mlp.experts.num_experts == 8 // group.size()
 
     assert spread.config._experts_implementation == "moe_kernels"
+    # It changes nothing where the name is set, and takes weights that are spread.
+    moe_kernels.patch(spread)
+    assert all(f"{8 // group.size()} experts of this rank" in e.computed for e in moe_kernels.explain(spread))
     tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         want, got = alone(tokens).logits, spread(tokens).logits
