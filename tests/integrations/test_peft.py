@@ -63,11 +63,12 @@ def test_the_experts_stay_as_they_are(monkeypatch):
 
 
 @pytest.mark.parametrize("ours_first", [True, False], ids=["ours-to-peft", "peft-to-ours"])
-def test_adapters_are_pefts(ours_first, tmp_path):
+@pytest.mark.parametrize("name", MODELS)
+def test_adapters_are_pefts(name, ours_first, tmp_path):
     implementations = ("moe_kernels", "eager") if ours_first else ("eager", "moe_kernels")
-    model = adapted(implementation=implementations[0])
+    model = adapted(name, implementation=implementations[0])
     model.save_pretrained(tmp_path)
-    loaded = peft.PeftModel.from_pretrained(mixtral(), tmp_path).eval()
+    loaded = peft.PeftModel.from_pretrained(MODELS[name](), tmp_path).eval()
     loaded.base_model.model.set_experts_implementation(implementations[1])
     with torch.no_grad():
         assert_close(loaded(tokens()).logits, model(tokens()).logits)

@@ -372,8 +372,8 @@ def fsdp(group: Any, wrap: str) -> None:
         assert relative_error(value, want[name]) < 1e-5, name
 
 
-def dies(group: Any, how: str) -> None:
-    """The last rank leaves in the middle of a forward; the others must raise."""
+def dies(group: Any, how: str, seconds: float) -> None:
+    """The last rank leaves in the middle of a forward; the others raise, in two calls of so many seconds together."""
     import time
 
     split = MoELayer(8, 8, 4, 2, process_group=group)
@@ -386,6 +386,9 @@ def dies(group: Any, how: str) -> None:
             time.sleep(3600)
 
         split.experts.register_forward_pre_hook(leave)
+    # The first forward, which imports and connects, is behind.
+    begin = time.monotonic()
     for _ in range(2):
         with raises(RuntimeError, ""):
             split(torch.randn(3, 8)).sum().backward()
+    assert time.monotonic() - begin < seconds, f"{time.monotonic() - begin} s"
