@@ -1,4 +1,4 @@
-"""A query as hashed n-grams: of characters, of words, and the words that it begins with."""
+"""A query as hashed n-grams of characters and words, with how it begins and ends and what its shape is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import xxhash
 
 _DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
 _WORDS = re.compile(r"[a-z]+(?:'[a-z]+)?|0|[^\sa-z0]")
+_ENDS = frozenset(".?!")
+_SELF = frozenset(("i", "me", "my", "mine", "i'm", "i've", "i'd", "i'll"))
 # Lengths of the n-grams of characters, and the odd multiplier of their rolling hash.
 _CHARACTERS = (3, 4, 5)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -24,10 +26,29 @@ def normalized(text: str) -> str:
 
 
 def named_features(text: str) -> list[str]:
-    """Returns the features of words, by name: single words, pairs, and the first three words in their places."""
+    """Returns the features of words, by name: single words, pairs, and where and in what shape of query they stand.
+
+    A query of several sentences asks in the last one, so its first words count too; numbers and sentences are counted,
+    which tells a story with a sum from talk about one.
+    """
     words = _WORDS.findall(normalized(text))
     pairs = [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
-    return words + pairs + [f"^{place} {word}" for place, word in enumerate(words[:3])]
+    ends = [place for place, word in enumerate(words) if word in _ENDS]
+    asked = words[next((end + 1 for end in reversed(ends) if end < len(words) - 1), 0) :]
+    numbers, sentences = min(words.count("0"), 4), min(len(ends), 4)
+    return [
+        *words,
+        *pairs,
+        *(f"^{place} {word}" for place, word in enumerate(words[:3])),
+        *(f"?{place} {word}" for place, word in enumerate(asked[:3])),
+        f"? {' '.join(asked[:2])}",
+        *(f"${place} {word}" for place, word in enumerate(words[:-4:-1])),
+        f"#numbers {numbers}",
+        f"#sentences {sentences}",
+        f"#words {min(len(words) // 4, 8)}",
+        f"#numbers {min(numbers, 2)} in sentences {min(sentences, 3)}",
+        f"#speaks of itself {not _SELF.isdisjoint(words)}",
+    ]
 
 
 def hashed_features(text: str, buckets: int) -> np.ndarray:
@@ -41,6 +62,8 @@ def hashed_features(text: str, buckets: int) -> np.ndarray:
         (features) int64, each in [0, buckets); the same feature may come twice. Empty for an empty query.
     """
     mask = buckets - 1
+    if not text.strip():
+        return np.zeros(0, dtype=np.int64)
     words = [xxhash.xxh64_intdigest(name.encode()) & mask for name in named_features(text)]
     return np.concatenate([np.array(words, dtype=np.int64), *_characters(normalized(text), mask)])
 

@@ -35,8 +35,8 @@ class RouterSettings:
         seed: of everything that is drawn.
     """
 
-    buckets: int = 1 << 16
-    each: int = 24
+    buckets: int = 1 << 17
+    each: int = 8
     records: int = 2000
     epochs: int = 6
     learning_rate: float = 0.02
@@ -71,7 +71,7 @@ def train_router(
     known, unknown = ([(text, labels[domain]) for text, domain in side] for side in (known, unknown))
     domains = list(dict.fromkeys(labels.values()))
     probe = _fit(known, domains, settings)
-    logits = np.stack([probe.logits(text) for text, _ in unknown])
+    logits = np.stack([probe.logits(hashed_features(text, settings.buckets)) for text, _ in unknown])
     wanted = np.array([domains.index(domain) for _, domain in unknown])
     router = _fit(known + unknown, domains, settings)
     router.temperature = fit_temperature(logits, wanted)
