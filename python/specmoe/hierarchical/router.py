@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..routing import LinearRouter, Route, RouterSettings, train_router
+from ..routing.features import hashed_features
 from ..training.data import GROUPS
 
 GROUP_FILE = "groups.npz"
@@ -33,7 +34,10 @@ class TwoLevelRouter:
 
     def route(self, text: str) -> Route:
         """Returns the choice for a query; it abstains where either level of the likeliest expert does."""
-        return self._combined(self.groups.route(text), {name: r.route(text) for name, r in self.inside.items()})
+        # Both levels look at the same features, which take longer to make than to weigh.
+        features = hashed_features(text, len(self.groups.weight))
+        inside = {name: router.route_features(features) for name, router in self.inside.items()}
+        return self._combined(self.groups.route_features(features), inside)
 
     def explain(self, text: str) -> Route:
         """Returns the choice with its reasons, those for the group first."""
@@ -84,6 +88,8 @@ class TwoLevelRouter:
         ):
             if level.domains != wanted:
                 raise ValueError(f"router: {path}: expected {', '.join(wanted)}, got {', '.join(level.domains)}")
+            if len(level.weight) != len(router.groups.weight):
+                raise ValueError(f"router: {path}: expected {len(router.groups.weight)} rows, got {len(level.weight)}")
         return router
 
 

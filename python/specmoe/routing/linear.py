@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from ..training.files import replace_file
 from .features import hashed_features, named_features
 from .route import Route
 
-_FORMAT = 1
+_FORMAT = 2
+# What a word's place is written as before it.
+_PLACED = re.compile(r"[\^$]\d|\?\d?")
 
 
 @dataclass
@@ -34,18 +37,25 @@ class LinearRouter:
     temperature: float = 1.0
     threshold: float = 0.0
 
-    def logits(self, text: str) -> np.ndarray:
-        """Returns the (domains) float32 logits of a query, before the temperature."""
-        features = hashed_features(text, len(self.weight))
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Returns the (domains) float32 logits of a query, before the temperature.
+
+        Args:
+            features: what `hashed_features` says of it, in as many buckets as the router has.
+        """
         # The root keeps long queries from being certain by their length alone.
         scale = 1 / np.sqrt(max(1, len(features)))
-        return self.weight[features].sum(axis=0) * scale + self.bias
+        return self.weight.take(features, axis=0).sum(axis=0) * scale + self.bias
 
     def route(self, text: str) -> Route:
         """Returns the choice for a query; an empty one is abstained from."""
-        if not text.strip():
+        return self.route_features(hashed_features(text, len(self.weight)))
+
+    def route_features(self, features: np.ndarray) -> Route:
+        """Returns the choice for a query whose features are known, as `logits` takes them."""
+        if not len(features):
             return Route(None, 1 / len(self.domains), dict.fromkeys(self.domains, 1 / len(self.domains)))
-        scaled = self.logits(text) / self.temperature
+        scaled = self.logits(features) / self.temperature
         odds = np.exp(scaled - scaled.max())
         p = odds / odds.sum()
         best = int(p.argmax())
@@ -99,6 +109,10 @@ class LinearRouter:
 
 
 def _readable(name: str) -> str:
-    return (
-        f'begins with "{name[3:]}"' if name.startswith("^0 ") else f'"{name.removeprefix("^1 ").removeprefix("^2 ")}"'
-    )
+    """Returns a feature as it is told: `^0 write` is a query that begins so, and a shape has no quotes."""
+    kind, _, rest = name.partition(" ")
+    if kind == "^0":
+        return f'begins with "{rest}"'
+    if kind[:1] == "#":
+        return name[1:]
+    return f'"{rest if _PLACED.fullmatch(kind) else name}"'

@@ -35,8 +35,8 @@ class RouterSettings:
         seed: of everything that is drawn.
     """
 
-    buckets: int = 1 << 16
-    each: int = 24
+    buckets: int = 1 << 17
+    each: int = 8
     records: int = 2000
     epochs: int = 6
     learning_rate: float = 0.02
@@ -70,10 +70,12 @@ def train_router(
     known, unknown = _queries(list(labels), records, settings)
     known, unknown = ([(text, labels[domain]) for text, domain in side] for side in (known, unknown))
     domains = list(dict.fromkeys(labels.values()))
-    probe = _fit(known, domains, settings)
-    logits = np.stack([probe.logits(text) for text, _ in unknown])
-    wanted = np.array([domains.index(domain) for _, domain in unknown])
-    router = _fit(known + unknown, domains, settings)
+    bags = [hashed_features(text, settings.buckets) for text, _ in known + unknown]
+    targets = [domains.index(domain) for _, domain in known + unknown]
+    probe = _fit(bags[: len(known)], targets[: len(known)], domains, settings)
+    logits = np.stack([probe.logits(bag) for bag in bags[len(known) :]])
+    wanted = np.array(targets[len(known) :])
+    router = _fit(bags, targets, domains, settings)
     router.temperature = fit_temperature(logits, wanted)
     odds = np.exp((logits - logits.max(axis=1, keepdims=True)) / router.temperature)
     p = odds / odds.sum(axis=1, keepdims=True)
@@ -106,31 +108,35 @@ def _queries(
     return known, unknown
 
 
-def _fit(queries: Sequence[Query], domains: Sequence[str], settings: RouterSettings) -> LinearRouter:
+def _fit(
+    bags: Sequence[np.ndarray], targets: Sequence[int], domains: Sequence[str], settings: RouterSettings
+) -> LinearRouter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return _optimized(queries, domains, settings)
+        return _optimized([torch.from_numpy(bag) for bag in bags], torch.tensor(targets), domains, settings)
 
 
-def _optimized(queries: Sequence[Query], domains: Sequence[str], settings: RouterSettings) -> LinearRouter:
-    bags = [torch.from_numpy(hashed_features(text, settings.buckets)) for text, _ in queries]
-    labels = torch.tensor([domains.index(domain) for _, domain in queries])
+def _optimized(
+    bags: Sequence[torch.Tensor], labels: torch.Tensor, domains: Sequence[str], settings: RouterSettings
+) -> LinearRouter:
     # Domains with few queries count as much as those with many.
     share = torch.bincount(labels, minlength=len(domains)).float()
     loss_of = torch.nn.CrossEntropyLoss(weight=share.mean() / share, label_smoothing=settings.smoothing)
     weight = torch.zeros(settings.buckets, len(domains), requires_grad=True)
     bias = torch.zeros(len(domains), requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], settings.learning_rate, weight_decay=settings.weight_decay)
+    sizes = torch.tensor([len(bag) for bag in bags])
     batch = 256
     steps = settings.epochs * -(-len(bags) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
     for _ in range(settings.epochs):
         for rows in torch.randperm(len(bags)).split(batch):
-            chosen = [bags[row] for row in rows]
-            chosen = [bag[torch.rand(len(bag)) >= settings.dropout] for bag in chosen]
-            lengths = torch.tensor([len(bag) for bag in chosen])
+            features = torch.cat([bags[row] for row in rows.tolist()])
+            kept = torch.rand(len(features)) >= settings.dropout
+            owners = torch.repeat_interleave(torch.arange(len(rows)), sizes[rows])[kept]
+            lengths = torch.bincount(owners, minlength=len(rows))
             starts = torch.cumsum(lengths, 0) - lengths
-            sums = torch.nn.functional.embedding_bag(torch.cat(chosen), weight, starts, mode="sum")
+            sums = torch.nn.functional.embedding_bag(features[kept], weight, starts, mode="sum")
             logits = sums / lengths.clamp(min=1).sqrt()[:, None] + bias
             optimizer.zero_grad(set_to_none=True)
             loss_of(logits, labels[rows]).backward()

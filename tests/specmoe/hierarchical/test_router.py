@@ -58,6 +58,14 @@ def test_it_abstains_where_either_level_does(router):
     assert with_thresholds(0.0, 1.01).route(query).domain is None
 
 
+def test_both_levels_are_asked_about_the_same_features(router):
+    query = "Hello, can you explain why my function returns None?"
+    said = router.route(query)
+    assert router.group_probabilities(query) == router.groups.route(query).probabilities
+    for member, p in router.inside["language"].route(query).probabilities.items():
+        assert said.probabilities[member] == pytest.approx(router.group_probabilities(query)["language"] * p)
+
+
 def test_saved_bytes_come_back(router, tmp_path):
     router.save(tmp_path)
     back = TwoLevelRouter.load(tmp_path)
@@ -66,6 +74,10 @@ def test_saved_bytes_come_back(router, tmp_path):
     assert back.route("hello") == router.route("hello")
     with pytest.raises(ValueError, match=r"groups\.npz: expected left, right, got analytical"):
         TwoLevelRouter.load(tmp_path, {"left": ("math",), "right": ("code",)})
+    fewer = LinearRouter(router.inside["language"].weight[:64], np.zeros(2), GROUPS["language"])
+    fewer.save(tmp_path / "language.npz")
+    with pytest.raises(ValueError, match=r"language\.npz: expected \d+ rows, got 64"):
+        TwoLevelRouter.load(tmp_path)
     (tmp_path / "analytical.npz").unlink()
     with pytest.raises(FileNotFoundError):
         TwoLevelRouter.load(tmp_path)

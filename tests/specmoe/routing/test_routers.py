@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 from specmoe.routing import KeywordRouter, LinearRouter, RouterSettings, calibration_error, train_router
 from specmoe.routing.calibration import abstention_threshold, fit_temperature
-from specmoe.routing.features import hashed_features
-from specmoe.routing.phrasings import expand
+from specmoe.routing.features import hashed_features, named_features
+from specmoe.routing.phrasings import expand, patterns
 from specmoe.training.data import DOMAINS
 from specmoe.training.data.math_problems import generate_math
 from specmoe.training.data.reasoning_problems import generate_reasoning
@@ -28,7 +29,7 @@ def router():
         "math": [record.prompt for record in generate_math(300, 0)],
         "reasoning": [record.prompt for record in generate_reasoning(300, 0)],
     }
-    return train_router(records, RouterSettings(each=6, epochs=3))
+    return train_router(records, RouterSettings(each=2, epochs=4))
 
 
 @pytest.mark.parametrize(("query", "domain"), ASKED)
@@ -107,6 +108,21 @@ def test_keywords():
 
 def test_features_depend_on_numbers_only_as_numbers():
     assert np.array_equal(hashed_features("add 12 and 7", 1 << 12), hashed_features("Add  3.5 and 1,000", 1 << 12))
+
+
+def test_the_last_sentence_says_what_is_asked():
+    named = named_features("Anna has 3 dogs. She buys 2. How many dogs has she?")
+    assert {"?0 how", "? how many", "$0 ?", "^0 anna", "#numbers 2", "#sentences 3"} <= set(named)
+    assert "?0 hello" in named_features("Hello there")
+    assert "#speaks of itself True" in named_features("Why is my dog so sad?")
+
+
+def test_phrasings_are_filled_and_differ():
+    everything = [pattern for domain in DOMAINS for pattern in patterns(domain)]
+    assert len(set(everything)) == len(everything)
+    for domain in DOMAINS:
+        assert len(patterns(domain)) >= 300
+        assert not any(re.search(r"\{\w+\}", text) for _, text in expand(domain, 1, seed=5))
 
 
 def test_temperature_and_threshold():

@@ -1,4 +1,7 @@
-"""Prompts of the five domains, written for the trained router: patterns with slots, one a line."""
+"""Prompts of the five domains, written for the trained router: patterns with slots, one a line.
+
+`math.txt` has what is usual; `math_disguised.txt` also what sounds like another domain, and so on.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def patterns(domain: str) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: there are none for this name.
     """
-    return tuple(_lines(domain))
+    return tuple(dict.fromkeys(_lines(domain) + _lines(f"{domain}_disguised")))
 
 
 def expand(domain: str, each: int, seed: int) -> Iterator[tuple[int, str]]:

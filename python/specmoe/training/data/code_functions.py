@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import ast
-import sysconfig
 import textwrap
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import DataError
+from .library import library_files
 from .records import Record
 
-# Folders that hold tests, other people's packages, or none of the library's own code.
-_SKIPPED = {"test", "tests", "site-packages", "dist-packages", "idlelib", "turtledemo", "lib2to3", "__pycache__"}
 _PROMPTS = (
     "Write a Python function {name}: {purpose}",
     "Implement `{name}` in Python. {purpose}",
@@ -31,22 +27,11 @@ def read_functions(folder: Path | None = None) -> Iterator[Record]:
     Raises:
         DataError: the folder has no Python files.
     """
-    root = Path(sysconfig.get_path("stdlib")) if folder is None else folder
-    files = sorted(path for path in root.rglob("*.py") if not _SKIPPED & set(path.relative_to(root).parts[:-1]))
-    if not files:
-        raise DataError(f"data: {root}: expected Python files, found none")
-    for path in files:
-        yield from _functions_of(path)
+    for _, source, tree in library_files(folder):
+        yield from _functions_of(source, tree)
 
 
-def _functions_of(path: Path) -> Iterator[Record]:
-    try:
-        source = path.read_text(encoding="utf-8")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-            tree = ast.parse(source)
-    except (OSError, ValueError, SyntaxError):
-        return  # templates and files in other encodings lie among the sources
+def _functions_of(source: str, tree: ast.Module) -> Iterator[Record]:
     lines = source.splitlines()
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:

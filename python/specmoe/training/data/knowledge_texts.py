@@ -1,12 +1,14 @@
-"""Knowledge: Python's own topics, and WikiText where there is a file of it."""
+"""Knowledge: Python's own topics and docstrings, and WikiText where there is a file of it."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError
+from .library import library_files
 from .records import Record
 
 _PROMPTS = ("Explain {}.", "What is {}?", "Tell me about {}.", "What should I know about {}?", "Describe {}.")
@@ -21,6 +23,7 @@ _DETOKENIZED = (
     (r' " (.*?) " ', r' "\1" '),
 )
 _ENOUGH = 80  # characters; shorter paragraphs are captions and lists
+_ENOUGH_OF_A_DOCSTRING = 60  # these are written to be short
 
 
 def read_topics() -> Iterator[Record]:
@@ -41,10 +44,38 @@ def read_topics() -> Iterator[Record]:
             if len(rows) == 2 and set(rows[1]) <= set('*=-~^"') and rows[1]:
                 heading = rows[0].replace('"', "")
                 continue
-            # Grammar, examples and lists are indented or do not end as a sentence does.
-            if paragraph[:1].isspace() or not paragraph.rstrip().endswith((".", ":")) or len(paragraph) < _ENOUGH:
-                continue
-            yield _record(f"{title}: {heading}" if heading else title, at, " ".join(paragraph.split()))
+            if _is_prose(paragraph, _ENOUGH):
+                yield _record(f"{title}: {heading}" if heading else title, at, " ".join(paragraph.split()))
+
+
+def read_docstrings(folder: Path | None = None) -> Iterator[Record]:
+    """Yields one record a paragraph of prose in the docstrings of public modules and classes.
+
+    Args:
+        folder: where the Python files are; None for the standard library.
+
+    Raises:
+        DataError: the folder has no Python files.
+    """
+    for module, _, tree in library_files(folder):
+        if any(part.startswith("_") for part in module.split(".")):
+            continue
+        yield from _prose_of(f"Python's module {module}", tree)
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield from _prose_of(f"Python's class {module}.{node.name}", node)
+
+
+def _prose_of(subject: str, node: ast.Module | ast.ClassDef) -> Iterator[Record]:
+    paragraphs = (ast.get_docstring(node) or "").split("\n\n")
+    prose = [" ".join(each.split()) for each in paragraphs if _is_prose(each, _ENOUGH_OF_A_DOCSTRING)]
+    for place, text in enumerate(prose):
+        yield _record(subject, place, text)
+
+
+def _is_prose(paragraph: str, enough: int) -> bool:
+    """Says whether this is no grammar, example or list: those are indented or do not end as a sentence does."""
+    return not paragraph[:1].isspace() and paragraph.rstrip().endswith((".", ":")) and len(paragraph) >= enough
 
 
 def read_wikitext(path: Path) -> Iterator[Record]:

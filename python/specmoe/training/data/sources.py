@@ -11,7 +11,7 @@ from ..errors import DataError
 from .code_functions import read_functions
 from .columns import records_of
 from .dialogues import generate_conversation
-from .knowledge_texts import read_topics, read_wikitext
+from .knowledge_texts import read_docstrings, read_topics, read_wikitext
 from .math_problems import generate_math, read_gsm8k
 from .reasoning_problems import generate_reasoning
 from .records import DOMAINS, Record, shuffled, unique
@@ -28,8 +28,8 @@ def load_domain(domain: str, source: str | None = None, limit: int | None = None
     Args:
         domain: one of `DOMAINS`; any name with a source of its own.
         source: a JSONL, CSV, Parquet or text file, or the name of a data set of the hub, as `name` or `name:config`.
-            None takes what needs no network: GSM8K or WikiText where `MOE_DATA_DIR` has them, Python's own topics and
-            functions, and generated problems and dialogues.
+            None takes what needs no network: GSM8K or WikiText where `MOE_DATA_DIR` has them, Python's own topics,
+            docstrings and functions, and generated problems and dialogues.
         limit: at most so many records.
         seed: of the generated records and the order.
 
@@ -100,6 +100,7 @@ def _math(seed: int) -> Iterator[Record]:
 def _knowledge(seed: int) -> Iterator[Record]:
     del seed
     yield from read_topics()
+    yield from read_docstrings()
     for name in ("wikitext2_valid.txt", "wikitext2_test.txt"):
         if path := _at_hand(name):
             yield from read_wikitext(path)

@@ -10,7 +10,7 @@ from specmoe.training import DataError
 from specmoe.training.data import DOMAINS, GROUPS, Record, is_right, load_domain, split, unique
 from specmoe.training.data.code_functions import read_functions
 from specmoe.training.data.dialogues import generate_conversation
-from specmoe.training.data.knowledge_texts import read_topics, read_wikitext
+from specmoe.training.data.knowledge_texts import read_docstrings, read_topics, read_wikitext
 from specmoe.training.data.math_problems import generate_math, read_gsm8k
 from specmoe.training.data.reasoning_problems import generate_reasoning
 
@@ -77,6 +77,24 @@ def test_dialogues_go_on():
 def test_topics_are_prose():
     for record in read_topics():
         assert len(record.completion) >= 60 and "\n" not in record.completion
+
+
+def test_docstrings_are_asked_for_by_module_and_class(tmp_path):
+    prose = "Shapes of a plane, measured in meters, with their areas and their sides."
+    (tmp_path / "shapes.py").write_text(
+        f'"""Shapes.\n\n{prose}\n\n    an example\n"""\n'
+        f'class Circle:\n    """{prose}\n\n    {prose.upper()}\n    """\n'
+        f'class _Hidden:\n    """{prose}"""\n'
+    )
+    (tmp_path / "_private.py").write_text(f'"""{prose}"""\n')
+    module, first, second = read_docstrings(tmp_path)
+    assert "Python's module shapes" in module.prompt and module.completion == prose
+    assert "Python's class shapes.Circle" in first.prompt and first.completion == prose
+    assert "(2)" in second.prompt and second.completion == prose.upper()
+
+
+def test_knowledge_is_enough_without_a_network():
+    assert len(load_domain("knowledge")) >= 2000
 
 
 def test_gsm8k(tmp_path):
