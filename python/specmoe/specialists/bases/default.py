@@ -46,11 +46,11 @@ class BaseSettings:
     heads: int = 4
     context: int = 512
     examples: Mapping[str, int] = field(
-        default_factory=lambda: {"coordinator": 110_000, "ascii": 48_000, "runic": 48_000, "gpu": 34_000}
+        default_factory=lambda: {"coordinator": 60_000, "ascii": 22_000, "runic": 22_000, "gpu": 16_000}
     )
-    steps: int = 13_000
+    steps: int = 9_000
     batch_size: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
     precision: str = "bfloat16"
     seed: int = 0
