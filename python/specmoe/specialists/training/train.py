@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,6 @@ from .settings import SpecialistSettings
 REPORT_FILE = "report.json"
 # Far from the seeds that users choose: validation examples are none of the training's.
 _VALIDATION_SEED = 3_000_000
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,6 @@ def train_specialist(
     rows, held_out = (encode_records(side, base.tokenizer, settings.max_length) for side in (train, validation))
     model = adapted(base, settings)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if settings.optimizer.startswith("paged") and device == "cpu":
-        logger.warning("%s: optimizer states are not paged on a CPU: they stay in memory", settings.optimizer)
     title = f"{name}: QLoRA of rank {settings.rank}"
     result = tune(
         model, base.tokenizer, rows, held_out, output, settings.tuning(len(rows)), resume=resume, title=title,
