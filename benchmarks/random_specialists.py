@@ -2,8 +2,9 @@
 
     python benchmarks/random_specialists.py FOLDER [--layers 28] [--names coordinator ascii runic]
 
-Each base has the architecture of Qwen2.5-1.5B with NF4 linear layers and bfloat16 embeddings, about 1.14 GB. Its weights
-are drawn as four-bit codes, a layer at a time, so that there never is a full-precision model. What it answers is meaningless.
+Each base has the architecture of Qwen2.5-1.5B with NF4 linear layers and bfloat16 embeddings, about 1.14 GB. Its
+weights are drawn as four-bit codes, a layer at a time, so that there never is a full-precision model. What it answers
+is meaningless.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from . import specialists_runtime
 from .errors import reports_errors
 
 specialists = typer.Typer(
@@ -14,9 +15,20 @@ specialists = typer.Typer(
 )
 
 
-@specialists.callback()
-def _several() -> None:
+@specialists.callback(invoke_without_command=True)
+@reports_errors
+def _several(
+    context: typer.Context,
+    query: Annotated[str | None, typer.Option(help="Answer one query and end.", show_default=False)] = None,
+    family: specialists_runtime.Folder = specialists_runtime.RUNS,
+    memory: specialists_runtime.Memory = "3GiB",
+) -> None:
     """A coordinator and specialists for the HLX notations."""
+    if context.invoked_subcommand is None:
+        if query is None:
+            typer.echo(context.get_help())
+        else:
+            specialists_runtime.query([query], family=family, memory=memory)
 
 
 @specialists.command()
@@ -35,3 +47,6 @@ def corpus(
 
     settings = CorpusSettings(size=size, test_size=test_size, seed=seed)
     write_corpora(output, settings, only, lambda path, count: typer.echo(f"{path}: {count} examples"))
+
+
+specialists_runtime.register(specialists)
