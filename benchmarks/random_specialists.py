@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from bitsandbytes.functional import QuantState, quantize_4bit
 from safetensors.torch import save_file
 from torch import Tensor
 
+from specmoe.training.checkpoints import publish
 from specmoe.training.data import Record, train_tokenizer
 
 # Values that one scale of the scales is for: 64 in a block, 256 blocks.
@@ -35,32 +36,26 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=["coordinator", "ascii", "runic"])
     options = parser.parse_args()
     for number, name in enumerate(options.names):
-        base = options.folder / "bases" / name
-        size = write_base(base, options.layers, number)
-        place = options.folder / name / "model"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "specialist.json").write_text(json.dumps({"name": name, "base": f"../../bases/{name}"}))
+        base = options.folder / name / "nf4"
+        publish(base.parent, base.name, partial(write_base, options.layers, number))
+        (options.folder / name / "specialist.json").write_text(json.dumps({"name": name, "base": "nf4"}))
+        size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
         print(f"{base}: {size / 1e9:.2f} GB", flush=True)
 
 
-def write_base(folder: Path, layers: int, seed: int) -> int:
-    """Writes a base, a file for each layer, and returns its bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_base(layers: int, seed: int, folder: Path) -> None:
+    """Writes a base, a file for each layer."""
     (folder / "config.json").write_text(json.dumps(config(layers), indent=1))
     (folder / "generation_config.json").write_text("{}")
     train_tokenizer([Record("Convert [1] to LC-R", "1", "runic")], 300).save_pretrained(folder)
     random = torch.Generator().manual_seed(seed)
-    where, size = {}, 0
+    where = {}
     for number in range(layers + 1):
         file = f"model-{number:03}.safetensors"
         tensors = dict(of_layer(number, random) if number < layers else outer(random))
         save_file(tensors, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(tensors, file)
-        size += sum(tensor.nbytes for tensor in tensors.values())
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": size}, "weight_map": where})
-    )
-    return size
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
 def config(layers: int) -> dict[str, object]:

@@ -104,6 +104,8 @@ class SpecialistRouter:
         Raises:
             ValueError: a model's files are damaged.
         """
+        # Half a surrogate pair, as a terminal may send it, is no character of any text.
+        texts = [text.encode("utf-8", "replace").decode() for text in texts]
         routes = [self.route(text) for text in texts]
         members = tuple(self.residents.members)
         return answer_all(texts, routes, members, self._asking, self.policy, self.rules.understand)

@@ -22,3 +22,12 @@ def other_bases(tmp_path_factory):
     from tiny_family import save_other_bases
 
     return save_other_bases(tmp_path_factory.mktemp("others"))
+
+
+@pytest.fixture
+def short_answers(monkeypatch):
+    """An untrained model never ends what it says."""
+    import specmoe.specialists.runtime.generation as module
+
+    monkeypatch.setattr(module, "_GROWTH", 0)
+    monkeypatch.setattr(module, "_MORE", 12)
