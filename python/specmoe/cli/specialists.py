@@ -7,19 +7,21 @@ from typing import Annotated
 
 import typer
 
-<<<<<<< HEAD
 from . import specialists_runtime
-from .errors import reports_errors
-=======
 from .errors import UsageError, reports_errors
->>>>>>> 17c03de12fc2ea5577c98079256d33477244a6a8
 
 specialists = typer.Typer(
     name="specialists", help="A coordinator and specialists for the HLX notations.", no_args_is_help=True
 )
 
 
-<<<<<<< HEAD
+FAMILY = Path("runs/specialists")
+Progress = Annotated[
+    bool | None,
+    typer.Option("--progress/--no-progress", help="Progress bar. Default: on a terminal.", show_default=False),
+]
+
+
 @specialists.callback(invoke_without_command=True)
 @reports_errors
 def _several(
@@ -28,17 +30,6 @@ def _several(
     family: specialists_runtime.Folder = specialists_runtime.RUNS,
     memory: specialists_runtime.Memory = "3GiB",
 ) -> None:
-=======
-FAMILY = Path("runs/specialists")
-Progress = Annotated[
-    bool | None,
-    typer.Option("--progress/--no-progress", help="Progress bar. Default: on a terminal.", show_default=False),
-]
-
-
-@specialists.callback()
-def _several() -> None:
->>>>>>> 17c03de12fc2ea5577c98079256d33477244a6a8
     """A coordinator and specialists for the HLX notations."""
     if context.invoked_subcommand is None:
         if query is None:
@@ -65,9 +56,6 @@ def corpus(
     write_corpora(output, settings, only, lambda path, count: typer.echo(f"{path}: {count} examples"))
 
 
-<<<<<<< HEAD
-specialists_runtime.register(specialists)
-=======
 @specialists.command()
 @reports_errors
 def train(
@@ -157,4 +145,6 @@ def _names(names: list[str] | None) -> list[str]:
         if name not in (*SPECIALISTS, "all"):
             raise UsageError(f"specialists: expected one or more of {known}, got {name!r}")
     return list(SPECIALISTS) if "all" in names else list(dict.fromkeys(names))
->>>>>>> 17c03de12fc2ea5577c98079256d33477244a6a8
+
+
+specialists_runtime.register(specialists)
