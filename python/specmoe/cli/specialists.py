@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from . import specialists_runtime
 from .errors import UsageError, reports_errors
 
 specialists = typer.Typer(
@@ -21,9 +22,20 @@ Progress = Annotated[
 ]
 
 
-@specialists.callback()
-def _several() -> None:
+@specialists.callback(invoke_without_command=True)
+@reports_errors
+def _several(
+    context: typer.Context,
+    query: Annotated[str | None, typer.Option(help="Answer one query and end.", show_default=False)] = None,
+    family: specialists_runtime.Folder = specialists_runtime.RUNS,
+    memory: specialists_runtime.Memory = "3GiB",
+) -> None:
     """A coordinator and specialists for the HLX notations."""
+    if context.invoked_subcommand is None:
+        if query is None:
+            typer.echo(context.get_help())
+        else:
+            specialists_runtime.query([query], family=family, memory=memory)
 
 
 @specialists.command()
@@ -149,3 +161,6 @@ def _names(names: list[str] | None) -> list[str]:
         if name not in (*SPECIALISTS, "all"):
             raise UsageError(f"specialists: expected one or more of {known}, got {name!r}")
     return list(SPECIALISTS) if "all" in names else list(dict.fromkeys(names))
+
+
+specialists_runtime.register(specialists)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...lora.base import TARGETS, Base, check_targets
+from ...offload.checkpoint.files import Checkpoint
 from ...training.checkpoints import MANIFEST, publish, verify
 from ...training.errors import CheckpointError
 from ...training.run_state import quiet_progress_bars
@@ -87,18 +88,24 @@ def load_quantized(folder: Path, device: str = "cpu") -> Base:
         ValueError: bitsandbytes is not installed.
         CheckpointError: a file is missing or damaged, or the folder holds a model that is not quantized.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
 
     folder = folder.expanduser()
     digest = quantized_digest(folder)
     verify(folder)
-    config = json.loads((folder / "config.json").read_text())
-    if "quantization_config" not in config:
+    stored = Checkpoint(folder)
+    if "quantization_config" not in stored.config:
         raise CheckpointError(f"base: {folder}: expected a model in NF4, found one that is not quantized")
     nf4_config(torch.float32)
+    # Given the files, transformers maps them, and what is mapped stays in memory beside what is made of it.
+    weights = {name: stored.read(name) for name in stored.entries}
+    kind = getattr(transformers, stored.config["architectures"][0])
     with quiet_progress_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": device})
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model: Any = kind.from_pretrained(
+            None, config=config, state_dict=weights, dtype="auto", device_map={"": device}
+        )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Base(keep_unpacked(model).eval().requires_grad_(False), tokenizer, str(folder.resolve()), digest)
