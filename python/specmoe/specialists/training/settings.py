@@ -86,7 +86,7 @@ QLORA = SpecialistSettings()
 # its activations need no second computation, a higher rate moves so small a model, and minutes have to do.
 OFFLINE = dataclasses.replace(
     QLORA,
-    examples=24_000,
+    examples=16_000,
     epochs=1,
     batch_size=16,
     accumulation=1,
