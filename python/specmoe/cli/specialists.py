@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -91,7 +91,7 @@ def train(
     from ..training import TrainingInterrupted
 
     options = {"examples": examples, "epochs": epochs, "steps": steps, "precision": precision, "seed": seed}
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
         kind = _device(device)
         family = prepare_family(output, base, progress=progress)
