@@ -19,6 +19,7 @@ from ...training.tuning import tune
 from ..bases import load_quantized
 from ..corpora import CorpusSettings, Example, generate
 from ..family import Family
+from .fillers import with_fillers
 from .settings import SpecialistSettings
 
 REPORT_FILE = "report.json"
@@ -134,7 +135,8 @@ def examples_of(name: str, settings: SpecialistSettings) -> tuple[list[Example],
     train = generate(name, "train", CorpusSettings(size=settings.examples, seed=settings.seed))
     known = {example.prompt for example in train}
     others = generate(name, "train", CorpusSettings(size=settings.validation, seed=_VALIDATION_SEED + settings.seed))
-    return train, [example for example in others if example.prompt not in known]
+    validation = [example for example in others if example.prompt not in known]
+    return with_fillers(train, settings.fillers, settings.seed), validation
 
 
 def finished(output: Path, identity: dict[str, Any]) -> SpecialistReport | None:
