@@ -43,8 +43,10 @@ def test_members(family, other_bases):
             "expected an object with a base",
         ),
         (
-            lambda folder: (folder / "coordinator").mkdir()
-            or (folder / "coordinator/specialist.json").write_text(json.dumps({"base": "x"})),
+            lambda folder: (
+                (folder / "coordinator").mkdir()
+                or (folder / "coordinator/specialist.json").write_text(json.dumps({"base": "x"}))
+            ),
             "expected the weights of its base",
         ),
     ],
