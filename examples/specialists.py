@@ -1,6 +1,6 @@
 """A family of specialists from Python: train it first with `specmoe specialists train all`.
 
-    python examples/specialists.py [--family runs/specialists] [--memory 3GiB]
+python examples/specialists.py [--family runs/specialists] [--memory 3GiB]
 """
 
 from __future__ import annotations
