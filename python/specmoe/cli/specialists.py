@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,18 +84,23 @@ def train(
     chosen = _names(names)
 
     import dataclasses
+    import warnings
 
     from ..specialists.family import DEFAULT
     from ..specialists.training import OFFLINE, QLORA, prepare_family, train_specialist
     from ..training import TrainingInterrupted
-    from ..training.device import choose_device
 
     options = {"examples": examples, "epochs": epochs, "steps": steps, "precision": precision, "seed": seed}
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
-        kind = choose_device(device)
+        kind = _device(device)
         family = prepare_family(output, base, progress=progress)
         settings = dataclasses.replace(OFFLINE if family.base == DEFAULT else QLORA, **given)
+        if kind == "cpu" and settings.optimizer.startswith("paged"):
+            typer.echo(
+                f"{settings.optimizer}: on a CPU the optimizer's states are not paged, they stay in memory", err=True
+            )
+            warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
         for name in chosen:
             report = train_specialist(name, family, settings, resume=resume, device=kind, progress=progress)
             typer.echo(
@@ -128,6 +133,17 @@ def test(
     typer.echo(markdown(found))
     for path in write_report(found, output or family.expanduser()):
         typer.echo(str(path))
+
+
+def _device(name: str) -> str:
+    """Returns "cuda" or "cpu": bitsandbytes' 4 bits are for these."""
+    from ..training.device import choose_device, usable_devices
+
+    if name == "auto":
+        return "cuda" if usable_devices()["cuda"] is None else "cpu"
+    if name not in ("cuda", "cpu"):
+        raise UsageError(f"device: expected auto, cuda or cpu, got {name!r}")
+    return choose_device(name)
 
 
 def _names(names: list[str] | None) -> list[str]:

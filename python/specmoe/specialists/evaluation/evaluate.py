@@ -14,18 +14,17 @@ from ...lora.losses import record_losses
 from ...lora.train import peak_memory
 from ...notation import NotationError, render
 from ...training.data import encode_records
-from ..corpora import CorpusSettings, Example, generate
+from ..corpora import CorpusSettings, Example
 from ..family import open_family
 from ..requests import understand
-from ..routing import RuleRouter, train_specialist_router
+from ..routing import RuleRouter
 from ..runtime.answering import Ask, Policy, answer_all
 from ..runtime.loaded import Loaded
+from ..runtime.router import trained_router
 from .cases import test_cases
 from .scores import ALONE, CODEC, VERIFIED, Evaluation, Tally
 from .speaking import Speakers
 
-# Training prompts of each corpus for the trained router.
-_ROUTER_PROMPTS = 2000
 _WRONG = 40
 # Of a case, in tokens; none of the corpora is longer with a tokenizer of bytes.
 _LONGEST = 1024
@@ -69,7 +68,7 @@ def evaluate_family(
         _verified(found, speakers, cases, bar)
     _codec(found, cases)
     _losses(found, speakers, cases)
-    _routing(found, cases, seed)
+    _routing(found, cases, family.folder)
     base_bytes = sum(path.stat().st_size for path in family.base_folder.glob("*.safetensors"))
     adapters = {name: (family.adapter_folder(name) / "adapter_model.safetensors").stat().st_size for name in names}
     found.figures = {
@@ -154,10 +153,8 @@ def _losses(found: Evaluation, speakers: Speakers, cases: Mapping[str, Sequence[
             found.loss[name] = record_losses(model, rows, pad, chosen).mean
 
 
-def _routing(found: Evaluation, cases: Mapping[str, Sequence[Example]], seed: int) -> None:
+def _routing(found: Evaluation, cases: Mapping[str, Sequence[Example]], folder: Path) -> None:
     examples = [example for each in cases.values() for example in each]
-    settings = CorpusSettings(size=_ROUTER_PROMPTS, seed=seed)
-    trained = train_specialist_router(e for name in cases for e in generate(name, "train", settings))
-    for label, router in (("rules", RuleRouter()), ("trained", trained)):
+    for label, router in (("rules", RuleRouter()), ("trained", trained_router(folder))):
         right = sum(router.route(example.prompt).domain == example.route for example in examples)
         found.routing[label] = right / len(examples)

@@ -16,6 +16,7 @@ class SpecialistSettings:
     Args:
         rank, alpha, dropout: of the adapter, on the seven projections of every block.
         examples: of the specialist's training side.
+        fillers: share of them that get other words around what they ask for, see `with_fillers`.
         epochs: passes over them.
         steps: optimizer steps in all; None for what the epochs come to.
         batch_size, accumulation: records in a forward, forwards in a step.
@@ -35,6 +36,7 @@ class SpecialistSettings:
     alpha: int = 32
     dropout: float = 0.05
     examples: int = 20_000
+    fillers: float = 0.0
     epochs: float = 50
     steps: int | None = None
     batch_size: int = 4
@@ -83,10 +85,12 @@ class SpecialistSettings:
 
 QLORA = SpecialistSettings()
 # The default base has a million parameters and has seen the tasks: one forward takes the 16 records that four would,
-# its activations need no second computation, a higher rate moves so small a model, and minutes have to do.
+# its activations need no second computation, a higher rate moves so small a model, and minutes have to do. It knows
+# no language but the corpora's: words that say nothing teach it to look past what it does not know.
 OFFLINE = dataclasses.replace(
     QLORA,
-    examples=24_000,
+    examples=16_000,
+    fillers=0.5,
     epochs=1,
     batch_size=16,
     accumulation=1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,12 @@ from ...training.tuning import tune
 from ..bases import load_quantized
 from ..corpora import CorpusSettings, Example, generate
 from ..family import Family
+from .fillers import with_fillers
 from .settings import SpecialistSettings
 
 REPORT_FILE = "report.json"
 # Far from the seeds that users choose: validation examples are none of the training's.
 _VALIDATION_SEED = 3_000_000
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,6 @@ def train_specialist(
     rows, held_out = (encode_records(side, base.tokenizer, settings.max_length) for side in (train, validation))
     model = adapted(base, settings)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if settings.optimizer.startswith("paged") and device == "cpu":
-        logger.warning("%s: optimizer states are not paged on a CPU: they stay in memory", settings.optimizer)
     title = f"{name}: QLoRA of rank {settings.rank}"
     result = tune(
         model, base.tokenizer, rows, held_out, output, settings.tuning(len(rows)), resume=resume, title=title,
@@ -139,7 +135,8 @@ def examples_of(name: str, settings: SpecialistSettings) -> tuple[list[Example],
     train = generate(name, "train", CorpusSettings(size=settings.examples, seed=settings.seed))
     known = {example.prompt for example in train}
     others = generate(name, "train", CorpusSettings(size=settings.validation, seed=_VALIDATION_SEED + settings.seed))
-    return train, [example for example in others if example.prompt not in known]
+    validation = [example for example in others if example.prompt not in known]
+    return with_fillers(train, settings.fillers, settings.seed), validation
 
 
 def finished(output: Path, identity: dict[str, Any]) -> SpecialistReport | None:

@@ -12,6 +12,7 @@ from specmoe.specialists.evaluation import evaluate as evaluate_module
 from specmoe.specialists.evaluation import evaluate_family
 from specmoe.specialists.evaluation.scores import ALONE, CODEC, VERIFIED
 from specmoe.specialists.evaluation.speaking import Speakers
+from specmoe.specialists.runtime import router as router_module
 from specmoe.specialists.runtime.answering import Ask, Policy, Reply
 from specmoe.specialists.training import OFFLINE, prepare_family, train_specialist
 
@@ -32,7 +33,7 @@ def family(tmp_path_factory):
 
 @pytest.fixture
 def few_router_prompts(monkeypatch):
-    monkeypatch.setattr(evaluate_module, "_ROUTER_PROMPTS", 40)
+    monkeypatch.setattr(router_module, "_ROUTER_PROMPTS", 40)
 
 
 def test_an_untrained_family_answers_nothing_and_the_codec_everything(family, few_router_prompts):
