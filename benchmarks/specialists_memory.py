@@ -2,9 +2,9 @@
 
     python benchmarks/specialists_memory.py FOLDER [--memory 3GiB] [--rounds 2] [--tokens 2]
 
-`benchmarks/random_specialists.py` makes such a family. Each round asks every model for some tokens, so that specialists with bases of their own push each other out. Printed as
-JSON: the budget, what the process itself takes, every load with its time, and the largest resident memory of the whole
-process (VmHWM), which the exit status compares with the budget.
+`benchmarks/random_specialists.py` makes such a family. Each round asks every model for some tokens, so that specialists
+with bases of their own push each other out. Printed as JSON: the budget, what the process itself takes, every load with
+its time, and the largest resident memory of the whole process (VmHWM), which the exit status compares with the budget.
 """
 
 from __future__ import annotations

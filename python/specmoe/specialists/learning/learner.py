@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ...training.reporter import Reporter
 from ..corpora import SPECIALISTS, CorpusSettings, Example, generate
+from ..corpora.coordinator import COORDINATOR
 from .log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
 from .rules import Rule, rule_of
 from .scores import exact, rows_of
@@ -46,16 +48,24 @@ class Learned:
 class Learner:
     """Learns corrections for the specialists of a router; what is kept is used by the router at once."""
 
-    def __init__(self, router: SpecialistRouter, settings: UpdateSettings | None = None) -> None:
+    def __init__(
+        self, router: SpecialistRouter, settings: UpdateSettings | None = None, progress: bool | None = None
+    ) -> None:
         """Reads what was corrected before.
+
+        Args:
+            router: whose specialists learn.
+            settings: how; None for the defaults.
+            progress: show a bar; None shows one where standard error is a terminal.
 
         Raises:
             ValueError: the file of corrections is damaged.
         """
         self.router = router
         self.settings = settings or UpdateSettings()
+        self.progress = progress
         self.log = CorrectionLog(router.folder)
-        self._corpora: dict[tuple[str, str], list[Example]] = {}
+        self._corpora: dict[tuple[str, str], Rows] = {}
 
     def correct(self, query: str, answer: str, specialist: str | None = None) -> Learned:
         """Stores a correction and learns it.
@@ -133,9 +143,9 @@ class Learner:
         again, still = self._earlier(name)
         new = rows_of([own, *learned], tokenizer)
         # Half of the old rows are of earlier corrections, however few those are beside the corpus.
-        old = rows_of(self._corpus(name, "train"), tokenizer), rows_of(again, tokenizer)
+        old = self._corpus(name, "train", tokenizer), rows_of(again, tokenizer)
         asked, others, earlier = (rows_of(each, tokenizer) for each in ([own], checked, still))
-        held_out = rows_of(self._corpus(name, "test"), tokenizer)
+        held_out = self._corpus(name, "test", tokenizer)
 
         def right(rows: Rows) -> int:
             with loaded.rows([name]):
@@ -159,7 +169,8 @@ class Learner:
                 scores.append(count)
             return not reasons[0]
 
-        steps = update(loaded, name, new, old, settings, is_learned)
+        with Reporter(settings.steps, self.progress) as reporter:
+            steps = update(loaded, name, new, old, settings, is_learned, reporter.advance)
         total = len(held_out)
         return Learned(correction, not reasons[0], reasons[0], steps, before / total, scores[-1] / total)
 
@@ -175,13 +186,11 @@ class Learner:
             still.append(own)
         return again, still
 
-    def _corpus(self, name: str, side: str) -> list[Example]:
+    def _corpus(self, name: str, side: str, tokenizer: Any) -> Rows:
         if (name, side) not in self._corpora:
-            settings = CorpusSettings(
-                size=self.settings.replay, test_size=self.settings.held_out, seed=self.settings.seed
-            )
-            known = name if name in SPECIALISTS else "coordinator"
-            self._corpora[name, side] = generate(known, side, settings)
+            sizes = CorpusSettings(size=self.settings.replay, test_size=self.settings.held_out, seed=self.settings.seed)
+            examples = generate(name if name in SPECIALISTS else COORDINATOR.name, side, sizes)
+            self._corpora[name, side] = rows_of(examples, tokenizer)
         return self._corpora[name, side]
 
     def _adapter(self, name: str) -> Path:

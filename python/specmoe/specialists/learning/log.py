@@ -48,6 +48,7 @@ class CorrectionLog:
         self.corrections: list[Correction] = []
         self.states: dict[int, str] = {}
         self.reasons: dict[int, str] = {}
+        self._read = 0
         lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.is_file() else [""]
         for number, line in enumerate(lines, 1):
             if not line:
@@ -57,7 +58,11 @@ class CorrectionLog:
             except (ValueError, KeyError, TypeError) as error:
                 if number < len(lines):
                     raise ValueError(f"corrections: {self.path}: line {number}: damaged: {error!r}") from error
-        self._torn = bool(lines[-1])
+            else:
+                self._read = number
+        # What a crash has left of a line that nobody was told of; a whole one lacks its end alone.
+        self._cut = bool(lines[-1]) and self._read < len(lines)
+        self._unended = bool(lines[-1]) and not self._cut
 
     def add(self, query: str, answer: str, specialist: str) -> Correction:
         """Stores a correction; it is on the disk when this returns."""
@@ -80,19 +85,13 @@ class CorrectionLog:
     def _write(self, told: dict[str, Any]) -> None:
         line = json.dumps(told, ensure_ascii=False) + "\n"
         with self.path.open("ab") as file:
-            if self._torn:
-                # Nobody was told that it is stored.
-                file.truncate(self._whole())
-                self._torn = False
-            file.write(line.encode())
+            if self._cut:
+                file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+            file.write(b"\n" * self._unended + line.encode())
             file.flush()
             os.fsync(file.fileno())
+        self._cut = self._unended = False
         self._take(told)
-
-    def _whole(self) -> int:
-        """Returns the bytes of the lines that are complete."""
-        data = self.path.read_bytes()
-        return data.rfind(b"\n") + 1
 
     def _take(self, told: dict[str, Any]) -> None:
         if "correction" in told:

@@ -59,7 +59,13 @@ class UpdateSettings:
 
 
 def update(
-    loaded: Loaded, name: str, new: Rows, old: Sequence[Rows], settings: UpdateSettings, learned: Callable[[], bool]
+    loaded: Loaded,
+    name: str,
+    new: Rows,
+    old: Sequence[Rows],
+    settings: UpdateSettings,
+    learned: Callable[[], bool],
+    told: Callable[[int], None],
 ) -> int:
     """Trains an adapter in place until it has learned, or for all steps, and returns the steps done.
 
@@ -70,6 +76,7 @@ def update(
         old: rows of what is to be kept; each sequence that is not empty gives the same share of a batch.
         settings: how.
         learned: asked every so many steps.
+        told: called with each step that is done.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, after the step at hand.
@@ -83,6 +90,7 @@ def update(
             rows = draw.choices(new, k=settings.new)
             rows += [draw.choice(kept[place % len(kept)]) for place in range(settings.old if kept else 0)]
             _step(loaded, name, collate(rows, pad), optimizer, settings.grad_clip)
+            told(step)
             if stop.requested:
                 raise KeyboardInterrupt("interrupted: the adapter stays as it was, the correction is stored")
             if (step % settings.check_every == 0 or step == settings.steps) and learned():

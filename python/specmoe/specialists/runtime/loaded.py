@@ -51,6 +51,11 @@ class Loaded:
         if adapters:
             self._bank = AdapterBank(self.base.model, adapters)
 
+    def free(self) -> None:
+        """Lets go of the base, whoever still holds this object."""
+        self._bank = None
+        del self.base
+
     @contextmanager
     def rows(self, names: Sequence[str]) -> Iterator[None]:
         """Within the block each row of a batch is answered by the model that is named for it.

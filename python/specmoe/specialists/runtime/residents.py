@@ -135,9 +135,9 @@ class Residents:
         """Takes all models out of memory."""
         self._background.shutdown(wait=True, cancel_futures=True)
         with self._state:
+            names = tuple(self._order)
             self._order.clear()
-            self._bases.clear()
-        give_back()
+        self._drop(names)
 
     def _claim(self, names: Sequence[str]) -> bool:
         with self._state:
@@ -195,7 +195,8 @@ class Residents:
             if any(self.members[other].base == path for other in self.names):
                 with self._bases[path].lock:
                     self._bases[path].change(remove=[name])
-            else:
-                self._bases.pop(path, None)
+            elif path in self._bases:
+                with self._bases[path].lock:
+                    self._bases.pop(path).free()
         if names:
             give_back()

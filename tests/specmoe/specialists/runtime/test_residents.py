@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 
 import pytest
 
@@ -90,6 +91,15 @@ def test_the_least_recently_used_goes_and_the_coordinator_stays(other_bases):
     assert residents.bytes_of(residents.names) <= residents.budget
     residents.close()
     assert residents.names == ()
+
+
+def test_what_went_is_freed_whoever_holds_it(other_bases):
+    members = members_of(other_bases)
+    residents = Residents(members, budget_of(members, "coordinator", "ascii"))
+    with residents.using(["ascii"]) as held:
+        model = weakref.ref(held.base.model)
+    use(residents, "runic")
+    assert model() is None
 
 
 def test_adapters_come_and_go_on_a_base_that_stays(family):
