@@ -14,7 +14,7 @@ from .rules import Rule, rule_of
 from .scores import exact, rows_of
 from .update import Rows, UpdateSettings, update
 from .variations import variations
-from .versions import keep_version, replace_weights, restore_version, version_folder
+from .versions import keep_version, replace_weights, restore_version, version_folder, weights_digest
 
 if TYPE_CHECKING:
     # The runtime reads the rules that were learned.
@@ -100,14 +100,17 @@ class Learner:
         """Takes back the last correction that was kept, of one specialist or of all: the adapter's old bytes return.
 
         Raises:
-            ValueError: none was kept.
+            ValueError: none was kept, or the adapter has been trained since.
             CheckpointError: the version before it is missing or damaged.
         """
         kept = self.log.numbers(KEPT, specialist)
         if not kept:
             raise ValueError(f"revert: expected a correction that was kept{f' by {specialist}' if specialist else ''}")
         correction = self.log.corrections[kept[-1] - 1]
-        restore_version(self._adapter(correction.specialist), correction.number)
+        place = self._adapter(correction.specialist)
+        if weights_digest(place) != self.log.reasons[correction.number]:
+            raise ValueError(f"revert: {place}: expected the adapter of correction {correction.number}, found another")
+        restore_version(place, correction.number)
         self.log.decide(correction.number, UNDONE, "taken back")
         self.router.residents.forget(correction.specialist)
         self.router.rules.read()
@@ -131,7 +134,10 @@ class Learner:
                     original = loaded.bank.adapter(name)
             finally:
                 loaded.change(add=[original])
-        self.log.decide(correction.number, KEPT if outcome.kept else REVERTED, outcome.reason)
+        if outcome.kept:
+            self.log.decide(correction.number, KEPT, weights_digest(self._adapter(name)))
+        else:
+            self.log.decide(correction.number, REVERTED, outcome.reason)
         self.router.rules.read()
         return outcome
 

@@ -53,6 +53,19 @@ def test_learned_used_and_taken_back(router, family):
         learner.revert()
 
 
+def test_an_adapter_that_was_trained_since_is_left_alone(router, family):
+    from specmoe.specialists.learning.versions import replace_weights
+
+    learner = Learner(router, QUICK)
+    assert learner.correct(QUERY, ANSWER).kept
+    with router.residents.using(["coordinator", "runic"]) as loaded:
+        replace_weights(family / "coordinator" / "model", loaded.bank.adapter("runic"))
+    before = digests(family)
+    with pytest.raises(ValueError, match="expected the adapter of correction 1, found another"):
+        learner.revert()
+    assert digests(family) == before
+
+
 def test_not_learned_leaves_every_byte(router, family):
     before = digests(family)
     said = router.query("Hello").text
