@@ -80,8 +80,8 @@ class Learner:
             Whether the adapter has learned it; where not, the adapter is as it was, byte for byte.
 
         Raises:
-            ValueError: an empty query or answer, an answer that the codec finds wrong, more than the model's context, or
-                an unknown specialist.
+            ValueError: an empty query or answer, an answer that the codec finds wrong, more than the model's context,
+                or an unknown specialist.
             KeyboardInterrupt: Ctrl-C; the correction is stored, the adapter is as it was.
         """
         if not query.strip() or not answer.strip():
