@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,9 @@ def chat(
     seed: Seed = 0,
 ) -> None:
     """Answer line by line. `/correct ANSWER` corrects the last answer, `/revert` takes it back, Ctrl-D ends."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # What is no text is nonsense, and nonsense has an answer too.
+        sys.stdin.reconfigure(errors="replace")
     with _router(family, memory, routing, samples, seed) as router:
         router.residents.expect("coordinator")
         converse(router, sys.stdin.readline, sys.stdin.isatty())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...training.data import encode_record
 from ...training.reporter import Reporter
 from ..corpora import SPECIALISTS, CorpusSettings, Example, generate
 from ..corpora.coordinator import COORDINATOR
@@ -14,7 +15,7 @@ from .rules import Rule, rule_of
 from .scores import exact, rows_of
 from .update import Rows, UpdateSettings, update
 from .variations import variations
-from .versions import keep_version, replace_weights, restore_version, version_folder
+from .versions import keep_version, replace_weights, restore_version, version_folder, weights_digest
 
 if TYPE_CHECKING:
     # The runtime reads the rules that were learned.
@@ -79,7 +80,8 @@ class Learner:
             Whether the adapter has learned it; where not, the adapter is as it was, byte for byte.
 
         Raises:
-            ValueError: an empty query or answer, an answer that the codec finds wrong, or an unknown specialist.
+            ValueError: an empty query or answer, an answer that the codec finds wrong, more than the model's context,
+                or an unknown specialist.
             KeyboardInterrupt: Ctrl-C; the correction is stored, the adapter is as it was.
         """
         if not query.strip() or not answer.strip():
@@ -90,6 +92,10 @@ class Learner:
         if name not in members or members[name].adapter is None:
             able = ", ".join(each for each, member in members.items() if member.adapter)
             raise ValueError(f"correction: expected a specialist with an adapter ({able}), got {name}")
+        with self.router.residents.using([name]) as loaded:
+            length = len(encode_record(loaded.base.tokenizer, Example(query, answer, name)).input_ids)
+            if length > loaded.context:
+                raise ValueError(f"correction: expected at most {loaded.context} tokens with its answer, got {length}")
         return self._learn(self.log.add(query, answer, name))
 
     def learn_waiting(self) -> list[Learned]:
@@ -100,14 +106,17 @@ class Learner:
         """Takes back the last correction that was kept, of one specialist or of all: the adapter's old bytes return.
 
         Raises:
-            ValueError: none was kept.
+            ValueError: none was kept, or the adapter has been trained since.
             CheckpointError: the version before it is missing or damaged.
         """
         kept = self.log.numbers(KEPT, specialist)
         if not kept:
             raise ValueError(f"revert: expected a correction that was kept{f' by {specialist}' if specialist else ''}")
         correction = self.log.corrections[kept[-1] - 1]
-        restore_version(self._adapter(correction.specialist), correction.number)
+        place = self._adapter(correction.specialist)
+        if weights_digest(place) != self.log.reasons[correction.number]:
+            raise ValueError(f"revert: {place}: expected the adapter of correction {correction.number}, found another")
+        restore_version(place, correction.number)
         self.log.decide(correction.number, UNDONE, "taken back")
         self.router.residents.forget(correction.specialist)
         self.router.rules.read()
@@ -131,7 +140,10 @@ class Learner:
                     original = loaded.bank.adapter(name)
             finally:
                 loaded.change(add=[original])
-        self.log.decide(correction.number, KEPT if outcome.kept else REVERTED, outcome.reason)
+        if outcome.kept:
+            self.log.decide(correction.number, KEPT, weights_digest(self._adapter(name)))
+        else:
+            self.log.decide(correction.number, REVERTED, outcome.reason)
         self.router.rules.read()
         return outcome
 

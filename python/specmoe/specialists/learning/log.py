@@ -35,7 +35,7 @@ class CorrectionLog:
     Attributes:
         corrections: in the order in which they came.
         states: of each number, one of the constants of this module.
-        reasons: why a correction has its state, by number.
+        reasons: why a correction has its state, by number; of one that is kept the digest of the adapter's weights.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -78,8 +78,10 @@ class LearnedRules:
             ValueError: their file is damaged.
         """
         log = CorrectionLog(self.folder)
-        kept = set(log.numbers(KEPT))
-        self._rules = {rule.key: rule for rule in rules_of(each for each in log.corrections if each.number in kept)}
+        kept = [log.corrections[number - 1] for number in log.numbers(KEPT)]
+        # Where a query's own words say what it asks for, nothing had to be learned about them.
+        told = rules_of(each for each in kept if not understand(each.query).target)
+        self._rules = {rule.key: rule for rule in told}
 
     def find(self, text: str) -> tuple[Rule, Span] | None:
         """Returns the rule of a query's phrasing and the value in it, None where there is none.

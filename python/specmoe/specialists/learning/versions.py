@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from ...lora.adapters import Adapter
-from ...training.checkpoints import copy_files, publish, verify
+from ...training.checkpoints import MANIFEST, copy_files, publish, verify
 
 WEIGHTS = "adapter_model.safetensors"
 VERSIONS = "versions"
@@ -18,6 +19,11 @@ _PREFIX = "base_model.model."
 def version_folder(adapter: Path, number: int) -> Path:
     """Returns where the adapter is kept as it was before a correction."""
     return adapter.parent / VERSIONS / f"before-{number}"
+
+
+def weights_digest(folder: Path) -> str:
+    """Returns the digest of an adapter's weights that its manifest tells."""
+    return str(json.loads((folder / MANIFEST).read_text())["files"][WEIGHTS]["sha256"])
 
 
 def keep_version(adapter: Path, number: int) -> None:

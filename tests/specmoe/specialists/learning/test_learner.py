@@ -53,6 +53,19 @@ def test_learned_used_and_taken_back(router, family):
         learner.revert()
 
 
+def test_an_adapter_that_was_trained_since_is_left_alone(router, family):
+    from specmoe.specialists.learning.versions import replace_weights
+
+    learner = Learner(router, QUICK)
+    assert learner.correct(QUERY, ANSWER).kept
+    with router.residents.using(["coordinator", "runic"]) as loaded:
+        replace_weights(family / "coordinator" / "model", loaded.bank.adapter("runic"))
+    before = digests(family)
+    with pytest.raises(ValueError, match="expected the adapter of correction 1, found another"):
+        learner.revert()
+    assert digests(family) == before
+
+
 def test_not_learned_leaves_every_byte(router, family):
     before = digests(family)
     said = router.query("Hello").text
@@ -134,6 +147,7 @@ def test_a_crash_before_the_last_line(router, family):
         ("", "x", None, "expected a query and an answer"),
         ("x", " ", None, "expected a query and an answer"),
         ("Convert to LC-R: [1, 2]", "🐃1🐄", None, "expected the query's value in LC-R"),
+        ("x" * 300, "y", None, "expected at most 256 tokens with its answer, got 30"),
         ("x", "y", "gpu", r"expected a specialist with an adapter \(coordinator, ascii, runic\), got gpu"),
     ],
 )

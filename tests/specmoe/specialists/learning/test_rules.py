@@ -48,6 +48,11 @@ def test_learned_rules_tell_what_is_asked_for(tmp_path):
     assert rules.specialist("Cattle: [3]") == "coordinator" and rules.specialist("Cattle now: [3]") is None
     assert rules.understand("Convert to LC-T: [1]") == understand("Convert to LC-T: [1]")
     assert rules.specialist("x" * 9999) is None
+    # What its own words tell does not have to be learned, and the rules for contracts still hold.
+    log.add("Convert to LC-R: [1, 2]", "🐃1, 2🐄", "runic")
+    log.decide(2, KEPT)
+    rules.read()
+    assert rules.specialist("Convert to LC-R: {900: {@0: 1}}") is None
     log.decide(1, UNDONE)
     rules.read()
     assert rules.specialist("Cattle: [3]") is None
