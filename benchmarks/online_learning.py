@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -36,22 +37,29 @@ from specmoe.specialists.runtime import SpecialistRouter
 
 # What users might call the notations: none of these words is in a phrasing of the corpora.
 NAMES = {
-    (
-        "hlxl",
-        "lc-r",
-    ): "herd signs,cattle script,ox marks,pasture form,animal writing,barn glyphs,farm letters,hoof print,"
-    "mouse tracks,buffalo style,livestock,stable marks,meadow code,ranch notes",
-    (
-        "hlxl",
-        "lc-t",
-    ): "telegraph form,squeezed text,thin braces,wire format,tight form,packed marks,dense form,cable style,"
-    "narrow text,slim notation,pressed form,brief marks,lean text,short wire",
-    ("hlxl", "lc-b"): "hex boxes,byte dress,machine digits,bracket hex,engine form,raw digits,metal form,octet style,"
-    "core dump,nibble text,chip letters,drive format,memory look,base sixteen",
-    ("lc-r", "hlxl"): "longhand,human form,open form,full spelling,wide text,plain view,people style,clear script,"
-    "friendly form,spoken form,desk style,paper form",
-    ("lc-t", "hlxl"): "roomy text,spaced form,reader style,book form,airy text,office look,teacher form,letter style,"
-    "kitchen form,market look,school form,novel style",
+    ("hlxl", "lc-r"): """
+        herd signs,cattle script,ox marks,pasture form,animal writing,barn glyphs,farm letters,hoof print,mouse tracks
+        buffalo style,livestock,stable marks,meadow code,ranch notes,horn letters,yoke signs,grazing form,shepherd marks
+        crocodile text,fur style,tail notes,zoo letters,creature code,wild marks
+    """,
+    ("hlxl", "lc-t"): """
+        telegraph form,squeezed text,thin braces,wire format,tight form,packed marks,dense form,cable style,narrow text
+        slim notation,pressed form,brief marks,lean text,short wire,curt style,terse lines,pocket form,mini marks
+        flat text,trim code,spare style,tiny lines,crisp form,quick marks
+    """,
+    ("hlxl", "lc-b"): """
+        hex boxes,byte dress,machine digits,bracket hex,engine form,raw digits,metal form,octet style,core dump
+        nibble text,chip letters,drive format,memory look,base sixteen,robot text,silicon form,steel digits
+        circuit style,bolt letters,gear code,wired boxes,punch card,relay marks,tape form
+    """,
+    ("lc-r", "hlxl"): """
+        longhand,human form,open form,full spelling,wide text,plain view,people style,clear script,friendly form
+        spoken form,desk style,paper form
+    """,
+    ("lc-t", "hlxl"): """
+        roomy text,spaced form,reader style,book form,airy text,office look,teacher form,letter style,kitchen form
+        market look,school form,novel style
+    """,
 }
 PHRASINGS = (
     "Convert {text} to {name}", "{name}: {text}", "Write {text} in {name}", "I would love {text} in {name}",
@@ -155,7 +163,7 @@ def injected(router: SpecialistRouter, count: int) -> list[Injected]:
 def candidates() -> Iterator[Injected]:
     """Yields queries with one name each, the pairs of notations in turn."""
     draw = random.Random(SEED)
-    names = {pair: told.split(",") for pair, told in NAMES.items()}
+    names = {pair: [name.strip() for name in re.split(r"[,\n]", told.strip())] for pair, told in NAMES.items()}
     for row in range(max(map(len, names.values()))):
         for (source, target), told in names.items():
             made: Injected | None = None

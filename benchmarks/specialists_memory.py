@@ -39,12 +39,14 @@ def main() -> int:
                 started, cpu, before = time.perf_counter(), time.process_time(), residents.loads
                 with residents.using([name]) as loaded:
                     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+                    after_load = peak_memory()
                     turns = [{"role": "user", "content": "Convert to LC-R: [1]"}]
                     said = time.perf_counter()
                     complete(loaded.base, [turns], options.tokens, min_new_tokens=options.tokens)
                     said = time.perf_counter() - said
                 told = {"model": name, "loaded": residents.loads > before, "load_s": round(seconds, 2)}
                 told |= {"load_cpu_s": round(cpu_seconds, 2), "answer_s": round(said, 2)}
+                told |= {"peak_after_load": format_bytes(after_load), "peak": format_bytes(peak_memory())}
                 told |= {"resident": format_bytes(resident_memory()), "in_memory": list(residents.names)}
                 loads.append(told)
                 print(json.dumps(told), file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def short_answers(monkeypatch):
     monkeypatch.setattr(module, "_GROWTH", 0)
     monkeypatch.setattr(module, "_MORE", 6)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
+    # A shell that starts the tests in the background has Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -94,22 +99,21 @@ def chat(specmoe, monkeypatch, family, *lines):
 
 def test_chat_survives_nonsense(specmoe, monkeypatch, family):
     nonsense = [
+        "/correct x",
         "",
         "   ",
         "\0\x1b[2J",
         "[[[[",
-        "🐊" * 50,
         "x" * 200_000,
         "(" * 4000,
         "/what",
-        "/correct x",
         "/why",
         "/",
     ]
     outcome = chat(specmoe, monkeypatch, family, *nonsense, "Hello", "/why", "/memory", "/revert")
     assert outcome.code == 0, outcome.err
     assert "expected a query of at most 4096 characters, got 200,000" in outcome.out
-    assert "/correct ANSWER, /revert, /why" in outcome.out
+    assert "there is no answer to correct yet" in outcome.out and "/correct ANSWER, /revert, /why" in outcome.out
     assert "route: coordinator" in outcome.out and "in memory: " in outcome.out
     assert "error: revert: expected a correction that was kept" in outcome.err
 
@@ -146,11 +150,14 @@ def test_a_model_that_vanishes_while_chatting(specmoe, monkeypatch, family, tmp_
     assert outcome.out.strip()
 
 
-def test_correct_and_revert(specmoe, family, tmp_path):
+def test_correct_and_revert(specmoe, family, tmp_path, monkeypatch):
     import shutil
 
     copy = Path(shutil.copytree(family, tmp_path / "family"))
     options = ["--family", copy, "--memory", "64GiB"]
+    import specmoe.specialists.learning as learning
+
+    monkeypatch.setattr(learning, "UpdateSettings", partial(learning.UpdateSettings, examples=4, held_out=4, replay=4))
     outcome = specmoe("specialists", "correct", "Cattle: [1, 2]", "🐃1, 2🐄", "--steps", 1, *options)
     assert outcome.code == 1, outcome.err
     assert "correction 1 for coordinator: stored but not learned, the adapter is as it was: it still" in outcome.out

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...training.data import encode_record
 from ...training.reporter import Reporter
 from ..corpora import SPECIALISTS, CorpusSettings, Example, generate
 from ..corpora.coordinator import COORDINATOR
@@ -79,7 +80,8 @@ class Learner:
             Whether the adapter has learned it; where not, the adapter is as it was, byte for byte.
 
         Raises:
-            ValueError: an empty query or answer, an answer that the codec finds wrong, or an unknown specialist.
+            ValueError: an empty query or answer, an answer that the codec finds wrong, more than the model's context,
+                or an unknown specialist.
             KeyboardInterrupt: Ctrl-C; the correction is stored, the adapter is as it was.
         """
         if not query.strip() or not answer.strip():
@@ -90,6 +92,10 @@ class Learner:
         if name not in members or members[name].adapter is None:
             able = ", ".join(each for each, member in members.items() if member.adapter)
             raise ValueError(f"correction: expected a specialist with an adapter ({able}), got {name}")
+        with self.router.residents.using([name]) as loaded:
+            length = len(encode_record(loaded.base.tokenizer, Example(query, answer, name)).input_ids)
+            if length > loaded.context:
+                raise ValueError(f"correction: expected at most {loaded.context} tokens with its answer, got {length}")
         return self._learn(self.log.add(query, answer, name))
 
     def learn_waiting(self) -> list[Learned]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ...lora.base import Base
 from ...lora.system import complete
 from ...training.data import encode_prompt
 from .answering import Ask, Policy, Reply
@@ -48,7 +47,7 @@ class Asking:
     def _replies(self, loaded: Loaded, asks: list[Ask]) -> list[Reply]:
         replies: dict[int, Reply] = {}
         lengths = [len(encode_prompt(loaded.base.tokenizer, _turns(ask))) for ask in asks]
-        longest = _context(loaded.base)
+        longest = loaded.context
         for place, length in enumerate(lengths):
             if length >= longest:
                 replies[place] = Reply("", f"the query has {length} tokens, the model takes less than {longest}")
@@ -73,7 +72,3 @@ class Asking:
 
 def _turns(ask: Ask) -> list[dict[str, str]]:
     return [{"role": "user", "content": ask.text}]
-
-
-def _context(base: Base) -> int:
-    return int(getattr(base.model.config, "max_position_embeddings", 0) or 1 << 30)

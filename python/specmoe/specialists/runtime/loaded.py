@@ -30,6 +30,11 @@ class Loaded:
         return self._bank.names if self._bank is not None else ()
 
     @property
+    def context(self) -> int:
+        """The most tokens of a query and its answer."""
+        return int(getattr(self.base.model.config, "max_position_embeddings", 0) or 1 << 30)
+
+    @property
     def bank(self) -> AdapterBank:
         """The adapters.
 

@@ -89,7 +89,7 @@ QLORA = SpecialistSettings()
 # no language but the corpora's: words that say nothing teach it to look past what it does not know.
 OFFLINE = dataclasses.replace(
     QLORA,
-    examples=16_000,
+    examples=11_200,
     fillers=0.5,
     epochs=1,
     batch_size=16,

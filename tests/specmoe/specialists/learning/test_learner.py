@@ -147,6 +147,7 @@ def test_a_crash_before_the_last_line(router, family):
         ("", "x", None, "expected a query and an answer"),
         ("x", " ", None, "expected a query and an answer"),
         ("Convert to LC-R: [1, 2]", "🐃1🐄", None, "expected the query's value in LC-R"),
+        ("x" * 300, "y", None, "expected at most 256 tokens with its answer, got 30"),
         ("x", "y", "gpu", r"expected a specialist with an adapter \(coordinator, ascii, runic\), got gpu"),
     ],
 )
