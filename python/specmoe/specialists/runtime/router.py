@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...notation.search import MAX_LENGTH
 from ...offload.budget import format_bytes, parse_bytes
-from ...routing import LinearRouter, Route, Router
+from ...routing import LinearRouter, Route
 from ..corpora import SPECIALISTS, CorpusSettings, generate
 from ..learning.rules import LearnedRules
 from ..routing import RuleRouter, TrainedRouter, train_specialist_router
@@ -74,12 +74,12 @@ class SpecialistRouter:
             ) from None
         self.rules = LearnedRules(self.folder)
         self._asking = Asking(self.residents, self.policy, batch_size)
-        self._router: Router = RuleRouter() if routing == "rules" else trained_router(self.folder)
+        self._router: RuleRouter | TrainedRouter = RuleRouter() if routing == "rules" else trained_router(self.folder)
 
     def route(self, text: str) -> Route:
         """Returns which specialist a query belongs to."""
         learned = self.rules.specialist(text)
-        if learned in self.residents.members:
+        if learned is not None and learned in self.residents.members:
             return Route(learned, 1.0, {learned: 1.0}, ("a corrected phrasing",))
         # A router takes time for each character, and none this long is answered.
         return self._router.route(text[: MAX_LENGTH + 1])
@@ -87,8 +87,9 @@ class SpecialistRouter:
     def expect(self, text: str) -> None:
         """Loads the specialist of a query in the background where the route is likely: call it with what is typed."""
         route = self.route(text)
-        if route.domain in self.residents.members and route.confidence >= self.policy.sure:
-            self.residents.expect(route.domain)
+        name = route.domain
+        if name is not None and name in self.residents.members and route.confidence >= self.policy.sure:
+            self.residents.expect(name)
 
     def query(self, text: str) -> Answer:
         """Returns the answer to a query.
