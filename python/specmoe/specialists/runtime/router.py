@@ -16,7 +16,7 @@ from .answer import Answer
 from .answering import Policy, answer_all
 from .generation import Asking
 from .members import members_of
-from .memory import resident_memory
+from .memory import keep_large_blocks_apart, resident_memory
 from .residents import Residents
 
 ROUTING = ("rules", "trained", "confidence")
@@ -65,6 +65,7 @@ class SpecialistRouter:
             self.policy = dataclasses.replace(self.policy, sure=0.0)
         self.memory = parse_bytes(memory)
         members = members_of(self.folder)
+        keep_large_blocks_apart()
         self.reserve = resident_memory() + _WORKING if reserve is None else reserve
         try:
             self.residents = Residents(members, self.memory - self.reserve)
