@@ -33,7 +33,7 @@ def give_back() -> None:
 def keep_large_blocks_apart() -> None:
     """Has every block of 1 MiB and more returned to the system when it is freed, in this process from now on.
 
-    glibc raises its limit up to 32 MiB as blocks are freed. The weights that a forward dequantizes, one after the other,
+    glibc raises its limit up to 32 MiB as blocks are freed. The weights that a forward dequantizes, one after another,
     then leave holes between small blocks that stay, and the process grows while it answers.
     """
     if (libc := _glibc()) is not None:
