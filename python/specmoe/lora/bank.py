@@ -31,7 +31,8 @@ class MixedLinear(nn.Module):
     def __init__(self, base: nn.Linear, name: str, adapters: Sequence[Adapter]) -> None:
         super().__init__()
         self.base, self.name = base, name
-        like = base.weight
+        # A quantized weight is stored as bytes; what goes through the layer is of another dtype.
+        like = base.weight if base.weight.is_floating_point() else base.weight.new_empty(0, dtype=_computes_in(base))
         shapes = [adapter.factors[name] for adapter in adapters if name in adapter.factors]
         rank = max((A.shape[0] for A, _ in shapes), default=1)
         A = like.new_zeros(len(adapters), rank, base.in_features)
@@ -78,6 +79,10 @@ class MixedLinear(nn.Module):
             else:
                 out = out + grouped_lora(given, self.A, self.B, groups, self.scaling, ranks=self.ranks)
         return out.view(y.shape)
+
+
+def _computes_in(base: Any) -> torch.dtype:
+    return getattr(base, "compute_dtype", None) or torch.float32
 
 
 class AdapterBank:

@@ -62,6 +62,8 @@ def load_base(source: str | Path, dtype: torch.dtype = torch.float32, targets: I
     digest = digest_of(model)
     if getattr(model, "is_quantized", False):
         model = model.dequantize()
+        # How it was stored quantized, which transformers would try to do again when it saves the model.
+        model._weight_conversions = None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Base(model.to(dtype).eval().requires_grad_(False), tokenizer, name, digest)

@@ -23,7 +23,7 @@ _DETOKENIZED = (
     (r' " (.*?) " ', r' "\1" '),
 )
 _ENOUGH = 80  # characters; shorter paragraphs are captions and lists
-_ENOUGH_OF_A_DOCSTRING = 60  # these are written to be short
+_ENOUGH_OF_A_DOCSTRING = 40  # these are written to be short
 
 
 def read_topics() -> Iterator[Record]:

@@ -1,0 +1,212 @@
+"""Corrections: stored, learned with old examples beside them, and kept only if nothing else is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...training.data import encode_record
+from ...training.reporter import Reporter
+from ..corpora import SPECIALISTS, CorpusSettings, Example, generate
+from ..corpora.coordinator import COORDINATOR
+from .log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
+from .rules import Rule, rule_of
+from .scores import exact, rows_of
+from .update import Rows, UpdateSettings, update
+from .variations import variations
+from .versions import keep_version, replace_weights, restore_version, version_folder, weights_digest
+
+if TYPE_CHECKING:
+    # The runtime reads the rules that were learned.
+    from ..runtime.loaded import Loaded
+    from ..runtime.router import SpecialistRouter
+
+# Other values of each earlier correction that are learned again.
+_AGAIN = 8
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What has become of a correction.
+
+    Attributes:
+        correction: the correction, stored.
+        kept: whether the adapter has changed.
+        reason: why not.
+        steps: optimizer steps that were tried.
+        before, after: share of the held-out examples that are exactly right; `after` of the adapter that is there now.
+    """
+
+    correction: Correction
+    kept: bool
+    reason: str
+    steps: int
+    before: float
+    after: float
+
+
+class Learner:
+    """Learns corrections for the specialists of a router; what is kept is used by the router at once."""
+
+    def __init__(
+        self, router: SpecialistRouter, settings: UpdateSettings | None = None, progress: bool | None = None
+    ) -> None:
+        """Reads what was corrected before.
+
+        Args:
+            router: whose specialists learn.
+            settings: how; None for the defaults.
+            progress: show a bar; None shows one where standard error is a terminal.
+
+        Raises:
+            ValueError: the file of corrections is damaged.
+        """
+        self.router = router
+        self.settings = settings or UpdateSettings()
+        self.progress = progress
+        self.log = CorrectionLog(router.folder)
+        self._corpora: dict[tuple[str, str], Rows] = {}
+
+    def correct(self, query: str, answer: str, specialist: str | None = None) -> Learned:
+        """Stores a correction and learns it.
+
+        Args:
+            query: what was asked.
+            answer: what is right.
+            specialist: who learns it; None for whom the router chooses.
+
+        Returns:
+            Whether the adapter has learned it; where not, the adapter is as it was, byte for byte.
+
+        Raises:
+            ValueError: an empty query or answer, an answer that the codec finds wrong, more than the model's context,
+                or an unknown specialist.
+            KeyboardInterrupt: Ctrl-C; the correction is stored, the adapter is as it was.
+        """
+        if not query.strip() or not answer.strip():
+            raise ValueError("correction: expected a query and an answer, got an empty one")
+        rule_of(query, answer)
+        members = self.router.residents.members
+        # The coordinator answers where the router chooses nobody.
+        name = specialist or self.router.route(query).domain or COORDINATOR.name
+        if name not in members or members[name].adapter is None:
+            able = ", ".join(each for each, member in members.items() if member.adapter)
+            raise ValueError(f"correction: expected a specialist with an adapter ({able}), got {name}")
+        with self.router.residents.using([name]) as loaded:
+            length = len(encode_record(loaded.base.tokenizer, Example(query, answer, name)).input_ids)
+            if length > loaded.context:
+                raise ValueError(f"correction: expected at most {loaded.context} tokens with its answer, got {length}")
+        return self._learn(self.log.add(query, answer, name))
+
+    def learn_waiting(self) -> list[Learned]:
+        """Learns the corrections that were stored and not learned, as after Ctrl-C."""
+        return [self._learn(self.log.corrections[number - 1]) for number in self.log.numbers(WAITING)]
+
+    def revert(self, specialist: str | None = None) -> Correction:
+        """Takes back the last correction that was kept, of one specialist or of all: the adapter's old bytes return.
+
+        Raises:
+            ValueError: none was kept, or the adapter has been trained since.
+            CheckpointError: the version before it is missing or damaged.
+        """
+        kept = self.log.numbers(KEPT, specialist)
+        if not kept:
+            raise ValueError(f"revert: expected a correction that was kept{f' by {specialist}' if specialist else ''}")
+        correction = self.log.corrections[kept[-1] - 1]
+        place = self._adapter(correction.specialist)
+        if weights_digest(place) != self.log.reasons[correction.number]:
+            raise ValueError(f"revert: {place}: expected the adapter of correction {correction.number}, found another")
+        restore_version(place, correction.number)
+        self.log.decide(correction.number, UNDONE, "taken back")
+        self.router.residents.forget(correction.specialist)
+        self.router.rules.read()
+        return correction
+
+    def _learn(self, correction: Correction) -> Learned:
+        name = correction.specialist
+        rule = rule_of(correction.query, correction.answer, name)
+        if version_folder(self._adapter(name), correction.number).is_dir():
+            # A crash came between the new adapter and the line that says so.
+            restore_version(self._adapter(name), correction.number)
+            self.router.residents.forget(name)
+        with self.router.residents.using([name]) as loaded:
+            original = loaded.bank.adapter(name)
+            try:
+                outcome = self._tried(loaded, correction, rule)
+                if outcome.kept:
+                    # On the disk before anyone is told; the version first, so that there always is a way back.
+                    keep_version(self._adapter(name), correction.number)
+                    replace_weights(self._adapter(name), loaded.bank.adapter(name))
+                    original = loaded.bank.adapter(name)
+            finally:
+                loaded.change(add=[original])
+        if outcome.kept:
+            self.log.decide(correction.number, KEPT, weights_digest(self._adapter(name)))
+        else:
+            self.log.decide(correction.number, REVERTED, outcome.reason)
+        self.router.rules.read()
+        return outcome
+
+    def _tried(self, loaded: Loaded, correction: Correction, rule: Rule | None) -> Learned:
+        name, settings, tokenizer = correction.specialist, self.settings, loaded.base.tokenizer
+        own = Example(correction.query, correction.answer, name)
+        more = variations(correction, rule, settings.examples + settings.checks, settings.seed) if rule else []
+        learned, checked = more[settings.checks :], more[: settings.checks]
+        again, still = self._earlier(name)
+        new = rows_of([own, *learned], tokenizer)
+        # Half of the old rows are of earlier corrections, however few those are beside the corpus.
+        old = self._corpus(name, "train", tokenizer), rows_of(again, tokenizer)
+        asked, others, earlier = (rows_of(each, tokenizer) for each in ([own], checked, still))
+        held_out = self._corpus(name, "test", tokenizer)
+
+        def right(rows: Rows) -> int:
+            with loaded.rows([name]):
+                return sum(exact(loaded.base, rows))
+
+        before, kept_before = right(held_out), right(earlier)
+        scores = [before]
+        reasons = [""]
+
+        def is_learned() -> bool:
+            if not right(asked):
+                reasons[0] = "it still answers something else"
+            elif (count := right(others)) < settings.share * len(others):
+                reasons[0] = f"only {count} of {len(others)} other values are right"
+            elif (count := right(earlier)) < kept_before:
+                reasons[0] = f"{kept_before - count} of {len(earlier)} earlier corrections would be lost"
+            elif (count := right(held_out)) < before:
+                reasons[0] = f"the held-out score would fall from {before} to {count} of {len(held_out)}"
+            else:
+                reasons[0] = ""
+                scores.append(count)
+            return not reasons[0]
+
+        with Reporter(settings.steps, self.progress) as reporter:
+            steps = update(loaded, name, new, old, settings, is_learned, reporter.advance)
+        total = len(held_out)
+        return Learned(correction, not reasons[0], reasons[0], steps, before / total, scores[-1] / total)
+
+    def _earlier(self, name: str) -> tuple[list[Example], list[Example]]:
+        """Returns examples of the corrections kept so far: some to learn again, and the corrections themselves."""
+        again: list[Example] = []
+        still: list[Example] = []
+        for number in self.log.numbers(KEPT, name):
+            each = self.log.corrections[number - 1]
+            own = Example(each.query, each.answer, name)
+            rule = rule_of(each.query, each.answer, name)
+            again += [own, *(variations(each, rule, _AGAIN, self.settings.seed) if rule else [])]
+            still.append(own)
+        return again, still
+
+    def _corpus(self, name: str, side: str, tokenizer: Any) -> Rows:
+        if (name, side) not in self._corpora:
+            sizes = CorpusSettings(size=self.settings.replay, test_size=self.settings.held_out, seed=self.settings.seed)
+            examples = generate(name if name in SPECIALISTS else COORDINATOR.name, side, sizes)
+            self._corpora[name, side] = rows_of(examples, tokenizer)
+        return self._corpora[name, side]
+
+    def _adapter(self, name: str) -> Path:
+        place = self.router.residents.members[name].adapter
+        assert place is not None  # checked when the correction came
+        return place
