@@ -140,8 +140,8 @@ def test_a_query_takes_less_than_a_millisecond(router):
     queries = [text for _, text in expand("knowledge", 1, 0)]
     best = np.inf
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = time.process_time()
         for query in queries:
             router.route(query)
-        best = min(best, (time.perf_counter() - begin) / len(queries))
-    assert best < 1e-3  # 63 microseconds on a quiet core; a loaded machine is no defect
+        best = min(best, (time.process_time() - begin) / len(queries))
+    assert best < 1e-3  # processor time: a loaded machine is no defect
