@@ -51,7 +51,7 @@ def test_a_route_is_a_distribution_and_says_why(router):
     said = router.explain("Write a function that sorts a list.")
     assert sum(said.probabilities.values()) == pytest.approx(1.0)
     assert said.confidence == max(said.probabilities.values())
-    assert said.reasons and any("list" in reason for reason in said.reasons)
+    assert said.reasons and any("function" in reason for reason in said.reasons)
     first, second = said.best(2)
     assert first[0] == "code" and first[1] + second[1] == pytest.approx(1.0)
 
