@@ -15,8 +15,8 @@ from .features import hashed_features, named_features
 from .route import Route
 
 _FORMAT = 2
-# What a word's place is written as before it.
-_PLACED = re.compile(r"[\^$]\d|\?\d?")
+# How the names of features begin that say where a word stands; "^0 write" is a query that begins so.
+_PLACED = re.compile(r"\^[12] |\$\d |\?\d? ")
 
 
 @dataclass
@@ -68,7 +68,8 @@ class LinearRouter:
         """Returns the choice with its reasons: the words and pairs that spoke most for it against the others."""
         route = self.route(text)
         best = int(np.argmax([route.probabilities[domain] for domain in self.domains]))
-        names = list(dict.fromkeys(named_features(text)))
+        # A word's places beside the first are left out: to be told that a query has "a" in one explains nothing.
+        names = [name for name in dict.fromkeys(named_features(text)) if not _PLACED.match(name)]
         rows = self.weight[[xxhash.xxh64_intdigest(name.encode()) & (len(self.weight) - 1) for name in names]]
         support = rows[:, best] - rows.mean(axis=1) if names else np.zeros(0)
         order = np.argsort(-support)[:count]
@@ -109,10 +110,6 @@ class LinearRouter:
 
 
 def _readable(name: str) -> str:
-    """Returns a feature as it is told: `^0 write` is a query that begins so, and a shape has no quotes."""
-    kind, _, rest = name.partition(" ")
-    if kind == "^0":
-        return f'begins with "{rest}"'
-    if kind[:1] == "#":
-        return name[1:]
-    return f'"{rest if _PLACED.fullmatch(kind) else name}"'
+    if name.startswith("^0 "):
+        return f'begins with "{name[3:]}"'
+    return name[1:] if name.startswith("#") else f'"{name}"'

