@@ -87,7 +87,7 @@ def train(
     import warnings
 
     from ..specialists.family import DEFAULT
-    from ..specialists.training import OFFLINE, QLORA, prepare_family, train_specialist
+    from ..specialists.training import QLORA, offline, prepare_family, train_specialist
     from ..training import TrainingInterrupted
 
     options = {"examples": examples, "epochs": epochs, "steps": steps, "precision": precision, "seed": seed}
@@ -95,13 +95,14 @@ def train(
     try:
         kind = _device(device)
         family = prepare_family(output, base, progress=progress)
-        settings = dataclasses.replace(OFFLINE if family.base == DEFAULT else QLORA, **given)
-        if kind == "cpu" and settings.optimizer.startswith("paged"):
+        if kind == "cpu" and QLORA.optimizer.startswith("paged"):
             typer.echo(
-                f"{settings.optimizer}: on a CPU the optimizer's states are not paged, they stay in memory", err=True
+                f"{QLORA.optimizer}: on a CPU the optimizer's states are not paged, they stay in memory", err=True
             )
             warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
         for name in chosen:
+            preset = offline(name) if family.base == DEFAULT else QLORA
+            settings = dataclasses.replace(preset, **given)
             report = train_specialist(name, family, settings, resume=resume, device=kind, progress=progress)
             typer.echo(
                 f"{name}: loss {report.training_loss:.4f} in training, {report.validation_loss:.4f} in validation, "

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from .prepare import prepare_family
-from .settings import OFFLINE, QLORA, SpecialistSettings
+from .settings import OFFLINE, QLORA, SpecialistSettings, offline
 from .train import SpecialistReport, train_specialist
 
-__all__ = ["OFFLINE", "QLORA", "SpecialistReport", "SpecialistSettings", "prepare_family", "train_specialist"]
+__all__ = [
+    "OFFLINE",
+    "QLORA",
+    "SpecialistReport",
+    "SpecialistSettings",
+    "offline",
+    "prepare_family",
+    "train_specialist",
+]

@@ -9,14 +9,19 @@ from collections.abc import Sequence
 
 from ...notation import parse, render
 from ..corpora import CorpusSettings, Example
+from ..corpora.phrasings import ALIASES
 from ..corpora.sides import TRAIN
 from ..corpora.words import Words
 from ..requests import understand
 
-# With a notation to write they all ask for the same.
-_VERBS = re.compile(r"\b(?:convert|translate|write|express|turn|give|show|change|encode|render)\b", re.IGNORECASE)
+# The letters of the notations' names.
+_NAMED = {part for names in ALIASES.values() for name in names for part in name.lower().split("-")}
+# What a word of a prompt is besides the notations' names, with the punctuation that stays.
+_WORD = re.compile(r"\b[A-Za-z]+\b(?!-)")
 _BEFORE = ("{} ", "{}, ", "{} {} ", "{} {}, ", "{}, {} ", "{} {} {} ", "{} {} {} {} ")
 _AFTER = (" {}", " {} {}", ", {}", ", {} {} {}", "!")
+# Of the words where only the notations say what is wanted, so many become others; behind so many another one follows.
+_OTHER, _MORE = 0.3, 0.1
 
 
 def with_fillers(examples: Sequence[Example], share: float, seed: int) -> list[Example]:
@@ -39,9 +44,10 @@ def _changed(example: Example, draw: random.Random, words: Words) -> Example:
         return example
     text = str(render(parse(example.answer, "hlxl"), example.source))
     before, _, after = example.prompt.partition(text)
-    if example.is_conversion and example.kind != "parse" and draw.random() < 0.5:
-        before = _VERBS.sub(lambda verb: _like(words.word(), verb.group()), before, count=1)
-    if draw.random() < 0.6:
+    # Where something is to be parsed or explained, the verb says so.
+    other = _OTHER if example.is_conversion and example.kind != "parse" and draw.random() < 0.6 else 0.0
+    before, after = (_with_others(part, other, draw, words) for part in (before, after))
+    if draw.random() < 0.5:
         begun = before[:1].lower() + before[1:] if before[1:2].islower() else before
         before = _filled(draw.choice(_BEFORE), words).capitalize() + begun
     # Behind the value it could be taken for a part of it, and behind a question mark it is none.
@@ -51,12 +57,23 @@ def _changed(example: Example, draw: random.Random, words: Words) -> Example:
     return changed if _asks(changed.prompt) == _asks(example.prompt) else example
 
 
+def _with_others(prose: str, share: float, draw: random.Random, words: Words) -> str:
+    """Returns what stands before or behind a value with some words become others, and some more words."""
+
+    def replaced(found: re.Match[str]) -> str:
+        word = found.group()
+        if word.lower() in _NAMED:
+            return word
+        if draw.random() < share:
+            other = words.word()
+            word = other.capitalize() if word[0].isupper() else other
+        return f"{word} {words.word()}" if draw.random() < _MORE else word
+
+    return _WORD.sub(replaced, prose)
+
+
 def _filled(pattern: str, words: Words) -> str:
     return pattern.format(*(words.word() for _ in range(pattern.count("{}"))))
-
-
-def _like(word: str, other: str) -> str:
-    return word.capitalize() if other[0].isupper() else word
 
 
 def _asks(prompt: str) -> tuple[str, str, str]:
