@@ -87,7 +87,7 @@ def converse(router: SpecialistRouter, read: Callable[[], str], prompts: bool) -
                 typer.echo(told(last, False))
         except KeyboardInterrupt as stop:
             # What was being typed or answered is dropped, and nothing else.
-            typer.echo(f"\n{stop or 'interrupted'}; Ctrl-D ends", err=True)
+            typer.echo(f"\n{str(stop) or 'interrupted'}; Ctrl-D ends", err=True)
         except (ValueError, OSError, RuntimeError) as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
     if prompts:

@@ -88,7 +88,8 @@ class Learner:
             raise ValueError("correction: expected a query and an answer, got an empty one")
         rule_of(query, answer)
         members = self.router.residents.members
-        name = specialist or self.router.route(query).domain
+        # The coordinator answers where the router chooses nobody.
+        name = specialist or self.router.route(query).domain or COORDINATOR.name
         if name not in members or members[name].adapter is None:
             able = ", ".join(each for each, member in members.items() if member.adapter)
             raise ValueError(f"correction: expected a specialist with an adapter ({able}), got {name}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...notation.search import MAX_LENGTH
 from ...offload.budget import format_bytes, parse_bytes
-from ...routing import LinearRouter, Route, Router
+from ...routing import LinearRouter, Route
 from ..corpora import SPECIALISTS, CorpusSettings, generate
 from ..learning.rules import LearnedRules
 from ..routing import RuleRouter, TrainedRouter, train_specialist_router
@@ -16,7 +16,7 @@ from .answer import Answer
 from .answering import Policy, answer_all
 from .generation import Asking
 from .members import members_of
-from .memory import resident_memory
+from .memory import keep_large_blocks_apart, resident_memory
 from .residents import Residents
 
 ROUTING = ("rules", "trained", "confidence")
@@ -65,6 +65,7 @@ class SpecialistRouter:
             self.policy = dataclasses.replace(self.policy, sure=0.0)
         self.memory = parse_bytes(memory)
         members = members_of(self.folder)
+        keep_large_blocks_apart()
         self.reserve = resident_memory() + _WORKING if reserve is None else reserve
         try:
             self.residents = Residents(members, self.memory - self.reserve)
@@ -74,12 +75,12 @@ class SpecialistRouter:
             ) from None
         self.rules = LearnedRules(self.folder)
         self._asking = Asking(self.residents, self.policy, batch_size)
-        self._router: Router = RuleRouter() if routing == "rules" else trained_router(self.folder)
+        self._router: RuleRouter | TrainedRouter = RuleRouter() if routing == "rules" else trained_router(self.folder)
 
     def route(self, text: str) -> Route:
         """Returns which specialist a query belongs to."""
         learned = self.rules.specialist(text)
-        if learned in self.residents.members:
+        if learned is not None and learned in self.residents.members:
             return Route(learned, 1.0, {learned: 1.0}, ("a corrected phrasing",))
         # A router takes time for each character, and none this long is answered.
         return self._router.route(text[: MAX_LENGTH + 1])
@@ -87,8 +88,9 @@ class SpecialistRouter:
     def expect(self, text: str) -> None:
         """Loads the specialist of a query in the background where the route is likely: call it with what is typed."""
         route = self.route(text)
-        if route.domain in self.residents.members and route.confidence >= self.policy.sure:
-            self.residents.expect(route.domain)
+        name = route.domain
+        if name is not None and name in self.residents.members and route.confidence >= self.policy.sure:
+            self.residents.expect(name)
 
     def query(self, text: str) -> Answer:
         """Returns the answer to a query.
