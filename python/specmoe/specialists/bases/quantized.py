@@ -13,7 +13,7 @@ from ...offload.checkpoint.files import Checkpoint
 from ...training.checkpoints import MANIFEST, publish, verify
 from ...training.errors import CheckpointError
 from ...training.run_state import quiet_progress_bars
-from .packing import keep_unpacked
+from .packing import keep_output_in_place, keep_unpacked
 
 
 def nf4_config(compute: torch.dtype) -> Any:
@@ -108,7 +108,8 @@ def load_quantized(folder: Path, device: str = "cpu") -> Base:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Base(keep_unpacked(model).eval().requires_grad_(False), tokenizer, str(folder.resolve()), digest)
+    keep_output_in_place(keep_unpacked(model))
+    return Base(model.eval().requires_grad_(False), tokenizer, str(folder.resolve()), digest)
 
 
 def quantized_digest(folder: Path) -> str:
