@@ -36,7 +36,7 @@ def test_reason_without_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("op", "tensor", "expected"),
     [
-        ("grouped_lora", torch.empty(1), "grouped_lora has no CUDA kernel"),
+        ("fused_experts_quantized", torch.empty(1), "fused_experts_quantized has no CUDA kernel"),
         ("permute", torch.empty(1), "takes CUDA tensors, got one on cpu"),
     ],
     ids=["op", "device"],
