@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ def pair(request, tmp_path):
     return bank, theirs
 
 
-def batch(rows=5, length=7):
-    torch.manual_seed(2)
+def batch(rows=5, length=7, seed=2):
+    torch.manual_seed(seed)
     ids = torch.randint(4, 300, (rows, length))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
@@ -131,9 +132,22 @@ def separate_gradients(theirs, rows, given, labels):
 def test_a_mixed_step_has_the_gradients_of_separate_ones(pair):
     bank, theirs = pair
     rows = ["math", "talk", "code", "math"]
-    given = batch(len(rows))
-    labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)
     assert len(bank.trainable()) == 2 * len(bank.layers)
+    # What rounding does to the gradient of one draw varies five-fold either way: six of them are judged.
+    errors = {name: [] for name in bank.names}
+    for seed in range(2, 8):
+        for name, ours, apart in gradient_errors(bank, theirs, rows, batch(len(rows), seed=seed)):
+            errors[name].append((ours, apart))
+    for name, pairs in errors.items():
+        ours, apart = (statistics.geometric_mean(values) for values in zip(*pairs, strict=True))
+        assert ours <= 2 * apart, name
+
+
+def gradient_errors(bank, theirs, rows, given):
+    """Yields each adapter's name and how far its gradients are from float64: the mixed step's, and separate steps'."""
+    labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)
+    for parameter in bank.trainable():
+        parameter.grad = None
     with bank.rows(rows):
         summed_loss(bank.model(**given).logits, labels).backward()
 
@@ -146,7 +160,7 @@ def test_a_mixed_step_has_the_gradients_of_separate_ones(pair):
             for parts in ([stacked_gradient(bank, key, apart[key].shape) for key in keys],
                           [apart[key] for key in keys], [exact[key] for key in keys])
         )  # fmt: skip
-        assert relative_error(got, want) <= 2 * relative_error(near, want)
+        yield name, relative_error(got, want), relative_error(near, want)
 
 
 def stacked_gradient(bank, key, shape):
