@@ -153,8 +153,8 @@ class TuneTrainer(Trainer):
         self.clock += time.perf_counter() - started
 
     def _write_checkpoint(self, directory: Path) -> None:
-        # The Trainer has switched it off for training: a model that is saved so generates without a cache, which takes 20
-        # times as long.
+        # The Trainer has switched it off for training. A model that is saved so generates without a cache, which takes
+        # 20 times as long.
         config, off = self.network.config, self.network.config.use_cache
         config.use_cache = self.caches
         with quiet_progress_bars():
