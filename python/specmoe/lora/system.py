@@ -124,7 +124,8 @@ def complete(
         max_new_tokens=max_new_tokens,
         eos_token_id=end_of_turn(base.tokenizer),
         pad_token_id=base.tokenizer.pad_token_id,
-        **{"do_sample": False, **sampling},
+        # transformers' Trainer switches it off in the configuration that a tuned base is saved with.
+        **{"do_sample": False, "use_cache": True, **sampling},
     )
     return [text.strip() for text in base.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
 

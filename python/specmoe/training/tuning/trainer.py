@@ -72,6 +72,7 @@ class TuneTrainer(Trainer):
     """Trains on `ScheduledRecords`; `_StepEvents` says when it evaluates, saves and stops."""
 
     def __init__(self, model: Any, tokenizer: Any, records: ScheduledRecords, validation: Any, run: Run) -> None:
+        self.caches = model.config.use_cache
         super().__init__(
             model=model,
             args=_arguments(run.settings, run.checkpoints.parent, model.device.type),
@@ -152,8 +153,13 @@ class TuneTrainer(Trainer):
         self.clock += time.perf_counter() - started
 
     def _write_checkpoint(self, directory: Path) -> None:
+        # The Trainer has switched it off for training. A model that is saved so generates without a cache, which takes
+        # 20 times as long.
+        config, off = self.network.config, self.network.config.use_cache
+        config.use_cache = self.caches
         with quiet_progress_bars():
             self.network.save_pretrained(directory)
+        config.use_cache = off
         self.tokens.save_pretrained(directory)
         self._save_optimizer_and_scheduler(str(directory))
         self._save_rng_state(str(directory))

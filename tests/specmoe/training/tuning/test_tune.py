@@ -77,6 +77,7 @@ def test_the_best_model_is_what_is_kept(data, uninterrupted):
     assert labelled_loss(kept, validation, tokenizer.pad_token_id) == pytest.approx(result.validation_loss, rel=1e-6)
     losses = [line["validation_loss"] for line in lines_of(output) if "validation_loss" in line]
     assert result.validation_loss == min(losses)
+    assert kept.config.use_cache
     assert len(losses) == 3
     assert (output / "loss.png").stat().st_size > 0
 
