@@ -8,10 +8,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..training.errors import CheckpointError
 from ..training.files import replace_file
+from ..training.finished import finished_report
 from ..training.tuning import tune
 from .adapters import new_adapter
 from .base import TARGETS, Base
@@ -78,8 +77,8 @@ def train_adapter(
     """
     settings = settings or AdapterSettings()
     identity = {"domain": domain, "base": base.digest, "settings": dataclasses.asdict(settings)}
-    if resume and (done := _finished(output, identity)):
-        return done
+    if resume and (done := finished_report(output / REPORT_FILE, identity)):
+        return AdapterReport(**done)
     started, cpu = time.perf_counter(), time.process_time()
     train, validation = encoded(domain_sides(domain, settings.sources, settings.seed), base.tokenizer, settings)
     model = new_adapter(base, settings.rank, settings.factor, settings.dropout, settings.seed, TARGETS)
@@ -120,19 +119,6 @@ def peak_memory() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _finished(output: Path, identity: dict[str, Any]) -> AdapterReport | None:
-    """Returns the report of a run that is done."""
-    path = output / REPORT_FILE
-    if not path.is_file():
-        return None
-    stored = json.loads(path.read_text())
-    found = stored.pop("identity")
-    for name, value in identity.items():
-        if found.get(name) != value:
-            raise CheckpointError(f"resume: {name}: expected {found.get(name)!r} as in {path}, got {value!r}")
-    return AdapterReport(**{**stored, "model_dir": output / stored["model_dir"]})
 
 
 def _speed(output: Path) -> float:

@@ -13,8 +13,8 @@ from ...lora.adapters import new_adapter
 from ...lora.base import TARGETS, Base
 from ...lora.train import peak_memory
 from ...training.data import encode_records
-from ...training.errors import CheckpointError
 from ...training.files import replace_file
+from ...training.finished import finished_report
 from ...training.tuning import tune
 from ..bases import load_quantized
 from ..corpora import CorpusSettings, Example, generate
@@ -83,8 +83,8 @@ def train_specialist(
     """
     output = family.run_folder(name)
     identity = {"name": name, "base": family.digest, "settings": dataclasses.asdict(settings)}
-    if resume and (done := finished(output, identity)):
-        return done
+    if resume and (done := finished_report(output / REPORT_FILE, identity)):
+        return SpecialistReport(**done)
     started, cpu = time.perf_counter(), time.process_time()
     train, validation = examples_of(name, settings)
     base = load_quantized(family.base_folder, device)
@@ -137,23 +137,6 @@ def examples_of(name: str, settings: SpecialistSettings) -> tuple[list[Example],
     others = generate(name, "train", CorpusSettings(size=settings.validation, seed=_VALIDATION_SEED + settings.seed))
     validation = [example for example in others if example.prompt not in known]
     return with_fillers(train, settings.fillers, settings.seed), validation
-
-
-def finished(output: Path, identity: dict[str, Any]) -> SpecialistReport | None:
-    """Returns the report of a run that is done, None where it is not.
-
-    Raises:
-        CheckpointError: the run that is done is another one.
-    """
-    path = output / REPORT_FILE
-    if not path.is_file():
-        return None
-    stored = json.loads(path.read_text())
-    found = stored.pop("identity")
-    for name, value in identity.items():
-        if found.get(name) != value:
-            raise CheckpointError(f"resume: {name}: expected {found.get(name)!r} as in {path}, got {value!r}")
-    return SpecialistReport(**{**stored, "model_dir": output / stored["model_dir"]})
 
 
 def _last_loss(output: Path) -> float:

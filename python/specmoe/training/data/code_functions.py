@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from .library import library_files
 from .records import Record
+from .standard_library import library_files
 
 _PROMPTS = (
     "Write a Python function {name}: {purpose}",

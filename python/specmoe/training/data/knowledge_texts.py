@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError
-from .library import library_files
 from .records import Record
+from .standard_library import library_files
 
 _PROMPTS = ("Explain {}.", "What is {}?", "Tell me about {}.", "What should I know about {}?", "Describe {}.")
 # "= Title =" begins an article of WikiText, "= = Section = =" a part of it.
