@@ -22,6 +22,7 @@ SETTINGS = BaseSettings(
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("specmoe.specialists.bases.default._VALIDATION", 10)
 
 
 def test_it_is_made_once_and_the_same_after_an_interruption(monkeypatch, tmp_path):
