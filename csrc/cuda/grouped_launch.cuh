@@ -26,7 +26,9 @@ void launch_rows_tile(const char* op, RowsProduct<T>& product, cudaStream_t stre
 
 template <typename T>
 void launch_rows_product(const char* op, RowsProduct<T>& product, bool along_k, cudaStream_t stream) {
-  if (wgmma_serves(product.w_expert_stride)) return launch_rows_product_wgmma(op, product, along_k, stream);
+  // A tensor map has no dimension of size 0.
+  if (product.inner > 0 && product.groups.experts > 0 && wgmma_serves(product.w_expert_stride))
+    return launch_rows_product_wgmma(op, product, along_k, stream);
   // The parts of a dot product are those of the large tile.
   const bool few = product.groups.rows <= FEW_ROWS * product.groups.experts && !product.output.dot;
   if (few)
@@ -38,7 +40,8 @@ void launch_rows_product(const char* op, RowsProduct<T>& product, bool along_k, 
 
 template <typename T>
 void launch_outer_product(const char* op, OuterProduct<T>& product, int32_t experts, cudaStream_t stream) {
-  if (wgmma_serves(1)) return launch_outer_product_wgmma(op, product, experts, stream);
+  if (product.a.columns > 0 && product.b.columns > 0 && wgmma_serves(1))
+    return launch_outer_product_wgmma(op, product, experts, stream);
   product.a_blocks = static_cast<int32_t>(ceil_div(product.a.columns, OUTER_BLOCK));
   product.b_blocks = static_cast<int32_t>(ceil_div(product.b.columns, OUTER_BLOCK));
   launch(op, outer_product_kernel<T>, grid_of(op, int64_t{experts} * product.a_blocks * product.b_blocks),

@@ -9,7 +9,9 @@
 namespace moe::cuda {
 
 inline void check(cudaError_t code, const char* what) {
-  if (code != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(code));
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // the runtime would tell it again, to the next launch of this thread
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(code));
 }
 
 // Makes a device current for a scope and brings the caller's back.
@@ -17,7 +19,8 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (device != previous_) check(cudaSetDevice(device), "cudaSetDevice");
+    // Also where it is current already: a thread's first call gives it the context that the driver needs for a tensor map.
+    check(cudaSetDevice(device), "cudaSetDevice");
   }
   ~DeviceGuard() { cudaSetDevice(previous_); }
   DeviceGuard(const DeviceGuard&) = delete;

@@ -119,8 +119,9 @@ def fused_experts_backward_cuda(
     grads[1] = weights.new_empty(0)
     if dots is not None:
         grads[1] = torch.empty_like(weights)
-        bias_EH = optional_view(as_bias(down_bias))
-        arguments = (view(dots), view(slot_row), view(grad), bias_EH, view(offsets), view(grads[1]))
+        # A view holds no tensor: the copy has to live until the launch.
+        bias_EH = as_bias(down_bias)
+        arguments = (view(dots), view(slot_row), view(grad), optional_view(bias_EH), view(offsets), view(grads[1]))
         module().slot_gradient(*arguments, *launch_arguments(x))
     if need_down:
         grads[3] = outer_products(grad, row_token, act_NI, None, offsets, transposed)

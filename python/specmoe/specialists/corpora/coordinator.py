@@ -14,4 +14,6 @@ COORDINATOR = Specialist(
     pairs=dict.fromkeys(itertools.permutations(_NOTATIONS, 2), 1.0),
     own={"hlxl": 1.0, "lc-b": 1.0},
     coordinates=True,
+    # 256 hexadecimal numbers have to be known by heart.
+    harder={("lc-b", other): 2.5 for other in _NOTATIONS if other != "lc-b"},
 )

@@ -14,7 +14,7 @@ from .random_values import VALUE_KINDS, RandomValues
 from .registry import SPECIALISTS, specialist_named
 from .settings import CorpusSettings
 from .shapes import shape_of
-from .sides import SIDES
+from .sides import SIDES, TRAIN
 
 _Choice = TypeVar("_Choice")
 # So many prompts that were there before, one after the other, mean that there are no others.
@@ -56,6 +56,7 @@ class _Generator:
         self.settings = settings
         self.draw = random.Random(f"corpus {settings.seed} {name} {side}")
         self.values = RandomValues(self.draw, side, settings)
+        self.pairs = {**self.specialist.pairs, **(self.specialist.harder if side == TRAIN else {})}
 
     def examples(self) -> Iterator[Example]:
         while True:
@@ -70,7 +71,7 @@ class _Generator:
         return self.parsing() if kind == "parse" else self.conversion(kind)
 
     def conversion(self, kind: str) -> Example:
-        source, target = self.one_of(self.specialist.pairs)
+        source, target = self.one_of(self.pairs)
         value = self.value(kind, source, target)
         text = _text(value, source)
         # HLXL is what a text is taken for unless it is named, or no HLXL.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Specialist:
         name: its name.
         kinds: shares of the kinds of tasks in its corpus.
         pairs: shares of the pairs of source and target notation.
+        harder: shares of pairs that are trained more often than they are tested.
         own: the notations that it parses and explains, with their shares.
         gpu: whether its values are the contracts 900 to 902.
         coordinates: whether it also answers which specialist is right, and what notations and contracts are.
@@ -25,6 +26,7 @@ class Specialist:
     own: Mapping[str, float]
     gpu: bool = False
     coordinates: bool = False
+    harder: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 EVERY_KIND: dict[str, float] = {

@@ -10,6 +10,7 @@ from ...training.data import encode_record
 from ...training.reporter import Reporter
 from ..corpora import SPECIALISTS, CorpusSettings, Example, generate
 from ..corpora.coordinator import COORDINATOR
+from .blend import Blend
 from .log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
 from .rules import Rule, rule_of
 from .scores import exact, rows_of
@@ -165,25 +166,35 @@ class Learner:
                 return sum(exact(loaded.base, rows))
 
         before, kept_before = right(held_out), right(earlier)
+        blend = Blend(loaded.bank.trainable())
         scores = [before]
         reasons = [""]
 
-        def is_learned() -> bool:
+        def missing() -> str:
             if not right(asked):
-                reasons[0] = "it still answers something else"
-            elif (count := right(others)) < settings.share * len(others):
-                reasons[0] = f"only {count} of {len(others)} other values are right"
-            elif (count := right(earlier)) < kept_before:
-                reasons[0] = f"{kept_before - count} of {len(earlier)} earlier corrections would be lost"
-            elif (count := right(held_out)) < before:
-                reasons[0] = f"the held-out score would fall from {before} to {count} of {len(held_out)}"
-            else:
-                reasons[0] = ""
-                scores.append(count)
+                return "it still answers something else"
+            if (count := right(others)) < settings.share * len(others):
+                return f"only {count} of {len(others)} other values are right"
+            return ""
+
+        def lost() -> str:
+            if (count := right(earlier)) < kept_before:
+                return f"{kept_before - count} of {len(earlier)} earlier corrections would be lost"
+            if (count := right(held_out)) < before:
+                return f"the held-out score would fall from {before} to {count} of {len(held_out)}"
+            scores.append(count)
+            return ""
+
+        def is_learned() -> bool:
+            reasons[0] = missing()
+            if not reasons[0]:
+                reasons[0] = lost()
+                if reasons[0] and blend.find(settings.blends, lambda: not (missing() or lost())):
+                    reasons[0] = ""
             return not reasons[0]
 
         with Reporter(settings.steps, self.progress) as reporter:
-            steps = update(loaded, name, new, old, settings, is_learned, reporter.advance)
+            steps = update(loaded, name, new, old, blend, settings, is_learned, reporter.advance)
         total = len(held_out)
         return Learned(correction, not reasons[0], reasons[0], steps, before / total, scores[-1] / total)
 

@@ -20,6 +20,7 @@ from specmoe.specialists.corpora import (
 from specmoe.specialists.corpora.example import Example
 from specmoe.specialists.corpora.explanations import FACTS, explain
 from specmoe.specialists.corpora.phrasings import _BODIES, TASKS, phrasings
+from specmoe.specialists.corpora.random_values import VALUE_KINDS
 from specmoe.specialists.corpora.shapes import shape_of
 from specmoe.specialists.corpora.sides import is_new_word, side_of_shape
 from specmoe.specialists.corpora.words import COMMON
@@ -50,6 +51,16 @@ def test_every_conversion_is_what_the_codec_says(corpora):
         assert source in example.prompt
         assert convert(source, example.target, example.source) == example.completion
         assert shape_of(value) == example.shape
+
+
+def test_what_is_harder_is_trained_more_often_than_it_is_tested(corpora):
+    def share(side):
+        asked = [example.source for example in corpora["coordinator", side] if example.kind in VALUE_KINDS]
+        return asked.count("lc-b") / len(asked)
+
+    # 3 of 12 pairs of notations, and 3 x 2.5 of 9 + 3 x 2.5.
+    assert share("test") == pytest.approx(0.25, abs=0.06)
+    assert share("train") == pytest.approx(7.5 / 16.5, abs=0.04)
 
 
 def test_sizes_and_no_prompt_twice(corpora):

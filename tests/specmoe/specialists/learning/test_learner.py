@@ -93,6 +93,24 @@ def test_a_falling_score_is_a_reason(router, family, monkeypatch):
     assert digests(family) == before
 
 
+def test_where_the_score_falls_a_mixture_with_the_old_weights_is_tried(router, family, monkeypatch):
+    import specmoe.specialists.learning.learner as module
+
+    # Before, with the trained weights, and with the first two mixtures.
+    scores = iter([10, 9, 9, 11])
+
+    def judged(base, rows):
+        return [True] * next(scores) if len(rows) == QUICK.held_out else [True] * len(rows)
+
+    monkeypatch.setattr(module, "exact", judged)
+    before = router.residents.members["coordinator"].adapter.joinpath("adapter_model.safetensors").read_bytes()
+    learned = Learner(router, QUICK).correct(QUERY, ANSWER)
+    assert learned.kept and (learned.before, learned.after) == (10 / 12, 11 / 12)
+    assert learned.steps == QUICK.check_every
+    after = router.residents.members["coordinator"].adapter.joinpath("adapter_model.safetensors").read_bytes()
+    assert before != after
+
+
 def test_an_earlier_correction_is_not_lost(router, monkeypatch):
     learner = Learner(router, QUICK)
     assert learner.correct(QUERY, ANSWER).kept
