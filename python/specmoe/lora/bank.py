@@ -113,8 +113,12 @@ class AdapterBank:
         for name in known:
             if any(name in adapter.factors for adapter in adapters):
                 self.layers[name] = MixedLinear(known[name], name, adapters)
-        for name, layer in self.layers.items():
-            model.set_submodule(name, layer)
+        try:
+            for name, layer in self.layers.items():
+                model.set_submodule(name, layer)
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def rows(self, choices: Sequence[RowChoice]) -> Iterator[None]:

@@ -44,6 +44,10 @@ _BODIES: dict[str, dict[str, tuple[str, ...]]] = {
             "|What is the {to} of {text}?",
             "|In {to}: {text}",
             "|I need {text} in {to}",
+            # Who "should" or "would" do something is otherwise only asked about a specialist.
+            "|How should I write {text} in {to}?",
+            "|What should {text} become in {to}?",
+            "|Could {text} be written in {to}?",
         ),
         TEST: (
             "Rewrite {text} as {to}",
@@ -78,6 +82,8 @@ _BODIES: dict[str, dict[str, tuple[str, ...]]] = {
             "|From {source} to {to}: {text}",
             "|What is the {source} {text} in {to}?",
             "|{text} from {source} to {to}",
+            "|How should I write the {source} {text} in {to}?",
+            "|Could the {source} {text} be written in {to}?",
         ),
         TEST: (
             "Rewrite {source} as {to}: {text}",

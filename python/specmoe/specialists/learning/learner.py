@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +12,14 @@ from ...training.data import encode_record
 from ...training.reporter import Reporter
 from ..corpora import SPECIALISTS, CorpusSettings, Example, generate
 from ..corpora.coordinator import COORDINATOR
+from .alone import alone
 from .blend import Blend
 from .log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
 from .rules import Rule, rule_of
 from .scores import exact, rows_of
 from .update import Rows, UpdateSettings, update
 from .variations import variations
-from .versions import keep_version, replace_weights, restore_version, version_folder, weights_digest
+from .versions import drop_version, keep_version, replace_weights, restore_version, version_folder, weights_digest
 
 if TYPE_CHECKING:
     # The runtime reads the rules that were learned.
@@ -88,21 +91,25 @@ class Learner:
         if not query.strip() or not answer.strip():
             raise ValueError("correction: expected a query and an answer, got an empty one")
         rule_of(query, answer)
-        members = self.router.residents.members
-        # The coordinator answers where the router chooses nobody.
-        name = specialist or self.router.route(query).domain or COORDINATOR.name
-        if name not in members or members[name].adapter is None:
-            able = ", ".join(each for each, member in members.items() if member.adapter)
-            raise ValueError(f"correction: expected a specialist with an adapter ({able}), got {name}")
-        with self.router.residents.using([name]) as loaded:
-            length = len(encode_record(loaded.base.tokenizer, Example(query, answer, name)).input_ids)
-            if length > loaded.context:
-                raise ValueError(f"correction: expected at most {loaded.context} tokens with its answer, got {length}")
-        return self._learn(self.log.add(query, answer, name))
+        with self._alone():
+            members = self.router.residents.members
+            # The coordinator answers where the router chooses nobody.
+            name = specialist or self.router.route(query).domain or COORDINATOR.name
+            if name not in members or members[name].adapter is None:
+                able = ", ".join(each for each, member in members.items() if member.adapter)
+                raise ValueError(f"correction: expected a specialist with an adapter ({able}), got {name}")
+            with self.router.residents.using([name]) as loaded:
+                length = len(encode_record(loaded.base.tokenizer, Example(query, answer, name)).input_ids)
+                if length > loaded.context:
+                    raise ValueError(
+                        f"correction: expected at most {loaded.context} tokens with its answer, got {length}"
+                    )
+            return self._learn(self.log.add(query, answer, name))
 
     def learn_waiting(self) -> list[Learned]:
         """Learns the corrections that were stored and not learned, as after Ctrl-C."""
-        return [self._learn(self.log.corrections[number - 1]) for number in self.log.numbers(WAITING)]
+        with self._alone():
+            return [self._learn(self.log.corrections[number - 1]) for number in self.log.numbers(WAITING)]
 
     def revert(self, specialist: str | None = None) -> Correction:
         """Takes back the last correction that was kept, of one specialist or of all: the adapter's old bytes return.
@@ -111,26 +118,50 @@ class Learner:
             ValueError: none was kept, or the adapter has been trained since.
             CheckpointError: the version before it is missing or damaged.
         """
-        kept = self.log.numbers(KEPT, specialist)
-        if not kept:
-            raise ValueError(f"revert: expected a correction that was kept{f' by {specialist}' if specialist else ''}")
-        correction = self.log.corrections[kept[-1] - 1]
-        place = self._adapter(correction.specialist)
-        if weights_digest(place) != self.log.reasons[correction.number]:
-            raise ValueError(f"revert: {place}: expected the adapter of correction {correction.number}, found another")
-        restore_version(place, correction.number)
-        self.log.decide(correction.number, UNDONE, "taken back")
-        self.router.residents.forget(correction.specialist)
-        self.router.rules.read()
-        return correction
+        with self._alone():
+            kept = self.log.numbers(KEPT, specialist)
+            if not kept:
+                of = f" by {specialist}" if specialist else ""
+                raise ValueError(f"revert: expected a correction that was kept{of}")
+            correction = self.log.corrections[kept[-1] - 1]
+            place, before = self._adapter(correction.specialist), self._version(correction)
+            now = weights_digest(place)
+            # What is there already comes of a revert that a crash has ended.
+            reverted = before.is_dir() and weights_digest(before) == now
+            if not reverted and now != self.log.reasons[correction.number]:
+                raise ValueError(
+                    f"revert: {place}: expected the adapter of correction {correction.number}, found another"
+                )
+            restore_version(place, correction.number)
+            self.router.residents.forget(correction.specialist)
+            self.log.decide(correction.number, UNDONE, "taken back")
+            drop_version(place, correction.number)
+            self.router.rules.read()
+            return correction
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within the block no other process changes the family, and what others have changed before is known."""
+        with alone(self.router.folder):
+            log = CorrectionLog(self.router.folder)
+            if (log.corrections, log.states) != (self.log.corrections, self.log.states):
+                self.log = log
+                for name in self.router.residents.names:
+                    self.router.residents.forget(name)
+                self.router.rules.read()
+            for number in self.log.numbers(WAITING):
+                # A crash came between the new adapter and the line that says so.
+                correction = self.log.corrections[number - 1]
+                member = self.router.residents.members.get(correction.specialist)
+                if member and member.adapter and self._version(correction).is_dir():
+                    restore_version(member.adapter, number)
+                    self.router.residents.forget(member.name)
+                    drop_version(member.adapter, number)
+            yield
 
     def _learn(self, correction: Correction) -> Learned:
         name = correction.specialist
         rule = rule_of(correction.query, correction.answer, name)
-        if version_folder(self._adapter(name), correction.number).is_dir():
-            # A crash came between the new adapter and the line that says so.
-            restore_version(self._adapter(name), correction.number)
-            self.router.residents.forget(name)
         with self.router.residents.using([name]) as loaded:
             original = loaded.bank.adapter(name)
             try:
@@ -161,11 +192,14 @@ class Learner:
         asked, others, earlier = (rows_of(each, tokenizer) for each in ([own], checked, still))
         held_out = self._corpus(name, "test", tokenizer)
 
-        def right(rows: Rows) -> int:
+        def which(rows: Rows) -> list[bool]:
             with loaded.rows([name]):
-                return sum(exact(loaded.base, rows))
+                return exact(loaded.base, rows)
 
-        before, kept_before = right(held_out), right(earlier)
+        def right(rows: Rows) -> int:
+            return sum(which(rows))
+
+        before, kept_before = right(held_out), which(earlier)
         blend = Blend(loaded.bank.trainable())
         scores = [before]
         reasons = [""]
@@ -178,8 +212,8 @@ class Learner:
             return ""
 
         def lost() -> str:
-            if (count := right(earlier)) < kept_before:
-                return f"{kept_before - count} of {len(earlier)} earlier corrections would be lost"
+            if gone := sum(was and not now for was, now in zip(kept_before, which(earlier), strict=True)):
+                return f"{gone} of {len(earlier)} earlier corrections would be lost"
             if (count := right(held_out)) < before:
                 return f"the held-out score would fall from {before} to {count} of {len(held_out)}"
             scores.append(count)
@@ -216,6 +250,9 @@ class Learner:
             examples = generate(name if name in SPECIALISTS else COORDINATOR.name, side, sizes)
             self._corpora[name, side] = rows_of(examples, tokenizer)
         return self._corpora[name, side]
+
+    def _version(self, correction: Correction) -> Path:
+        return version_folder(self._adapter(correction.specialist), correction.number)
 
     def _adapter(self, name: str) -> Path:
         place = self.router.residents.members[name].adapter

@@ -34,7 +34,7 @@ class CorrectionLog:
 
     Attributes:
         corrections: in the order in which they came.
-        states: of each number, one of the constants of this module.
+        states: of each number, one of the constants of this module; in the order in which they were decided.
         reasons: why a correction has its state, by number; of one that is kept the digest of the adapter's weights.
     """
 
@@ -75,21 +75,27 @@ class CorrectionLog:
         self._write({"number": number, "state": state, "reason": reason})
 
     def numbers(self, state: str, specialist: str | None = None) -> list[int]:
-        """Returns the corrections in a state, of one specialist or of all."""
+        """Returns the corrections in a state, of one specialist or of all, in the order in which they came into it."""
         return [
-            each.number
-            for each in self.corrections
-            if self.states[each.number] == state and specialist in (None, each.specialist)
+            number
+            for number, its in self.states.items()
+            if its == state and specialist in (None, self.corrections[number - 1].specialist)
         ]
 
     def _write(self, told: dict[str, Any]) -> None:
-        line = json.dumps(told, ensure_ascii=False) + "\n"
-        with self.path.open("ab") as file:
+        rest = b"\n" * self._unended + (json.dumps(told, ensure_ascii=False) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
             if self._cut:
                 file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
-            file.write(b"\n" * self._unended + line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                # A full disk: no piece of a line stays for the next one to be glued to.
+                file.truncate(end)
+                raise
         self._cut = self._unended = False
         self._take(told)
 
@@ -100,4 +106,5 @@ class CorrectionLog:
             self.states[correction.number] = WAITING
         else:
             number = int(told["number"])
+            self.states.pop(number, None)  # the last decided comes last
             self.states[number], self.reasons[number] = str(told["state"]), str(told["reason"])

@@ -46,7 +46,7 @@ class UpdateSettings:
     check_every: int = 10
     new: int = 6
     old: int = 10
-    anchor: float = 1.0
+    anchor: float = 4.0
     learning_rate: float = 1e-3
     grad_clip: float = 1.0
     examples: int = 48
@@ -104,9 +104,11 @@ def update(
             rows += [draw.choice(kept[place % len(kept)]) for place in range(settings.old if kept else 0)]
             _step(loaded, name, collate(rows, pad), optimizer, blend, settings)
             told(step)
+            look = step % settings.check_every == 0 or step == settings.steps
+            done = look and not stop.requested and learned()
             if stop.requested:
                 raise KeyboardInterrupt("interrupted: the adapter stays as it was, the correction is stored")
-            if (step % settings.check_every == 0 or step == settings.steps) and learned():
+            if done:
                 return step
     return settings.steps
 

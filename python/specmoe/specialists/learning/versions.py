@@ -48,7 +48,7 @@ def replace_weights(folder: Path, adapter: Adapter) -> None:
 
 
 def restore_version(adapter: Path, number: int) -> None:
-    """Puts an adapter's files back as they were before a correction.
+    """Puts an adapter's files back as they were before a correction; the version stays.
 
     Raises:
         CheckpointError: the version is missing or damaged.
@@ -56,4 +56,8 @@ def restore_version(adapter: Path, number: int) -> None:
     source = version_folder(adapter, number)
     verify(source)
     publish(adapter.parent, adapter.name, lambda folder: copy_files(source, folder))
-    shutil.rmtree(source)
+
+
+def drop_version(adapter: Path, number: int) -> None:
+    """Removes what `keep_version` has kept."""
+    shutil.rmtree(version_folder(adapter, number), ignore_errors=True)

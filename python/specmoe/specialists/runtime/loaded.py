@@ -46,10 +46,21 @@ class Loaded:
         return self._bank
 
     def change(self, add: Iterable[Adapter] = (), remove: Iterable[str] = ()) -> None:
-        """Puts adapters on and takes others off; one that is added replaces the one of its name."""
+        """Puts adapters on and takes others off; one that is added replaces the one of its name.
+
+        Raises:
+            ValueError: an adapter of another base; those that were on stay.
+        """
         added = list(add)
         gone = {*remove, *(adapter.name for adapter in added)}
-        adapters = [self.bank.adapter(name) for name in self.names if name not in gone] + added
+        before = [self.bank.adapter(name) for name in self.names]
+        try:
+            self._put([adapter for adapter in before if adapter.name not in gone] + added)
+        except BaseException:
+            self._put(before)
+            raise
+
+    def _put(self, adapters: Sequence[Adapter]) -> None:
         if self._bank is not None:
             self._bank.close()
             self._bank = None
