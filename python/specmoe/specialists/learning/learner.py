@@ -12,6 +12,9 @@ from ...training.data import encode_record
 from ...training.reporter import Reporter
 from ..corpora import SPECIALISTS, CorpusSettings, Example, generate
 from ..corpora.coordinator import COORDINATOR
+from ..corpora.sides import TEST, TRAIN
+from ..training.fillers import with_fillers
+from ..training.settings import OFFLINE
 from .alone import alone
 from .blend import Blend
 from .log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
@@ -188,9 +191,9 @@ class Learner:
         again, still = self._earlier(name)
         new = rows_of([own, *learned], tokenizer)
         # Half of the old rows are of earlier corrections, however few those are beside the corpus.
-        old = self._corpus(name, "train", tokenizer), rows_of(again, tokenizer)
+        old = self._corpus(name, TRAIN, tokenizer), rows_of(again, tokenizer)
         asked, others, earlier = (rows_of(each, tokenizer) for each in ([own], checked, still))
-        held_out = self._corpus(name, "test", tokenizer)
+        held_out = self._corpus(name, TEST, tokenizer)
 
         def which(rows: Rows) -> list[bool]:
             with loaded.rows([name]):
@@ -248,6 +251,9 @@ class Learner:
         if (name, side) not in self._corpora:
             sizes = CorpusSettings(size=self.settings.replay, test_size=self.settings.held_out, seed=self.settings.seed)
             examples = generate(name if name in SPECIALISTS else COORDINATOR.name, side, sizes)
+            if side == TRAIN:
+                # Other words as in its training: what is held to in few ways of asking drifts in the others.
+                examples = with_fillers(examples, OFFLINE.fillers, self.settings.seed)
             self._corpora[name, side] = rows_of(examples, tokenizer)
         return self._corpora[name, side]
 
