@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moe_kernels.backends.reference.activations import GPT_OSS_ALPHA, GPT_OSS_LIMIT, split_gate_up
 from moe_kernels.integrations.experts import parts_of
+from moe_kernels.integrations.lora_refusals import refuse_over_quantized
 from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
 from moe_kernels.integrations.recognition import bare, is_experts, recognize
 from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps
@@ -42,19 +43,7 @@ def install(wrapper: Any) -> None:
         return _forward(chain, x, *args, **kwargs)
 
     wrapper.forward = forward
-    for name in ("merge", "unmerge"):
-        setattr(wrapper, name, _of_unquantized(name, getattr(wrapper, name)))
-
-
-def _of_unquantized(name: str, theirs: Callable[..., None]) -> Callable[..., None]:
-    """Refuse to merge into quantized experts: rounded to their format, little of a delta would be left."""
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> None:
-        if isinstance(self.get_base_layer(), QuantizedExperts):
-            fail(name, self.parameter_name, "experts that are not quantized", "quantized ones")
-        theirs(self, *args, **kwargs)
-
-    return method
+    refuse_over_quantized(wrapper)
 
 
 def _projections(experts: nn.Module) -> tuple[str, str] | None:

@@ -165,9 +165,25 @@ def test_clear_errors():
     model = _with_two_adapters()
     with pytest.raises(ValueError, match="third"):
         model(tokens(), adapter_names=["third", "default"])
+
+
+def _state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+@torch.no_grad()
+def test_a_refusal_to_merge_leaves_the_model_as_it_was(merge):
+    model = adapted()
     moe_kernels.quantize_experts(model, "nf4")
+    want, before = model(tokens()).logits, _state(model)
     with pytest.raises(ValueError, match="merge: .*_proj: expected experts that are not quantized"):
-        model.merge_adapter()
+        getattr(model, merge)()
+    after = _state(model)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(model(tokens()).logits, want)
+    # Nothing is merged: there is nothing to refuse.
+    model.unmerge_adapter()
 
 
 @torch.no_grad()
@@ -179,6 +195,8 @@ def test_merged_and_then_quantized():
     assert 0 < relative_error(model(tokens()).logits, want) < 0.05
     with pytest.raises(ValueError, match="unmerge: .*expected experts that are not quantized"):
         model.unmerge_adapter()
+    # The attention has not been unmerged either.
+    assert all(module.merged for module in model.modules() if hasattr(module, "merged"))
 
 
 def test_the_example_of_the_readme():
