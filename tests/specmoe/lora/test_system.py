@@ -12,10 +12,11 @@ from tiny import records, save_adapters, tiny_base
 from specmoe.lora.adapters import write_base_file
 from specmoe.lora.evaluate import Evaluation, evaluate
 from specmoe.lora.losses import record_losses
-from specmoe.lora.merge import METHODS, combine, merge
+from specmoe.lora.merge import MERGED_FILE, METHODS, combine, merge
 from specmoe.lora.system import LoraSystem, find_adapters
 from specmoe.lora.table import table
 from specmoe.routing import Route
+from specmoe.training.checkpoints import MANIFEST
 from specmoe.training.data import encode_records
 from specmoe.training.tuning import labelled_loss
 
@@ -130,6 +131,26 @@ def test_merged_and_unmerged_agree(base, folders, tmp_path, names):
     for domain in names:
         assert labelled_loss(merged, rows[domain], 0) == pytest.approx(fidelity.loss_merged[domain], rel=1e-5)
         assert fidelity.loss_merged[domain] == pytest.approx(fidelity.loss_unmerged[domain], rel=1e-4)
+
+
+@pytest.mark.parametrize("there", ["models/runic/model.safetensors", "adapter_config.json"], ids=["folders", "adapter"])
+def test_merging_deletes_nothing_else(base, folders, tmp_path, there):
+    rows = {"math": encode_records(records("math", 4), base.tokenizer, 100)}
+    output, kept = tmp_path / "out", tmp_path / "out" / there
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    # As a published adapter has it.
+    (output / MANIFEST).write_text("{}")
+    with pytest.raises(FileExistsError, match="out exists and is no merged model: remove it or choose another folder"):
+        merge(base, {"math": folders["math"]}, output, rows)
+    assert kept.read_text() == "mine"
+
+
+def test_a_merged_model_is_replaced(base, folders, tmp_path):
+    rows = {"math": encode_records(records("math", 4), base.tokenizer, 100)}
+    for name in ("math", "code"):
+        merge(tiny_base(), {name: folders[name]}, tmp_path / "merged", rows)
+        assert json.loads((tmp_path / "merged" / MERGED_FILE).read_text())["adapters"] == [name]
 
 
 def test_linear_is_the_weighted_mix_of_a_batch(base, folders):
