@@ -93,7 +93,7 @@ def train_in_rounds(
             title = f"{domain}: round {number + 1}"
             result = tune(
                 model, base.tokenizer, train, validation, output / f"round-{number}", given.tuning(len(train)),
-                resume=True, title=title, progress=progress,
+                resume=True, title=title, progress=progress, more=given.over(base.digest),
             )  # fmt: skip
         finally:
             model.unload()

@@ -53,3 +53,12 @@ def test_it_is_not_another_loop(base, tmp_path):
     train_in_rounds("math", base, tmp_path, SETTINGS, rounds=1)
     with pytest.raises(CheckpointError, match="domain: expected 'math'"):
         train_in_rounds("code", base, tmp_path, SETTINGS)
+
+
+def test_an_interrupted_first_round_is_of_its_base(base, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        with pytest.raises(TrainingInterrupted):
+            train_in_rounds("math", base, tmp_path, SETTINGS, rounds=1)
+    with pytest.raises(CheckpointError, match="base: expected"):
+        train_in_rounds("math", tiny_base(seed=1), tmp_path, SETTINGS, rounds=1)
