@@ -15,7 +15,7 @@ from moe_kernels.validation import fail
 
 
 def refuse_over_quantized(wrapper: Any) -> None:
-    """Have PEFT refuse to merge adapters into quantized experts and out of them.
+    """Have PEFT refuse to add adapters to quantized experts, and to merge them into those and out of them.
 
     Args:
         wrapper: PEFT's `ParamWrapper`.
@@ -34,7 +34,18 @@ def refuse_over_quantized(wrapper: Any) -> None:
     def of_module(name: str, module: Any, *_: Any, **__: Any) -> None:
         refuse(name, [module])
 
+    def added(tuner: Any, config: Any) -> None:
+        # PEFT looks for parameters, of which there are none: the experts' part would be left out without a word.
+        for path, module in tuner.model.named_modules():
+            if isinstance(module, QuantizedExperts):
+                for name in (module.layout.gate_up, module.layout.down):
+                    full = f".{path}.{name}".replace(".base_layer", "")
+                    if any(full.endswith(f".{target}") for target in getattr(config, "target_parameters", None) or ()):
+                        fail("LoRA", full[1:], "adapters that were added before quantizing", "quantized experts")
+
     tuner = importlib.import_module("peft.tuners.tuners_utils").BaseTuner
+    # The first that PEFT asks of an adapter, new or loaded, once it has translated names of transformers 4.
+    _before(tuner, "_check_new_adapter_config", added)
     # Both ways to merge a model ask this first.
     _before(tuner, "_check_merge_allowed", partial(of_model, "merge"))
     _before(tuner, "unmerge_adapter", partial(of_model, "unmerge"))

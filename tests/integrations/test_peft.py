@@ -186,6 +186,30 @@ def test_a_refusal_to_merge_leaves_the_model_as_it_was(merge):
     model.unmerge_adapter()
 
 
+@pytest.mark.parametrize("how", ["first", "second", "loaded"])
+def test_adapters_are_added_before_quantizing(how, tmp_path):
+    model = adapted() if how == "second" else mixtral()
+    if how == "loaded":
+        adapted().save_pretrained(tmp_path)
+    moe_kernels.quantize_experts(model, "int8")
+    before = _state(model)
+    told = r"LoRA: .*layers.0.mlp.experts.gate_up_proj: expected adapters that were added before quantizing"
+    with pytest.raises(ValueError, match=told):
+        if how == "loaded":
+            peft.PeftModel.from_pretrained(model, tmp_path)
+        elif how == "first":
+            peft.get_peft_model(model, _config())
+        else:
+            model.add_adapter("second", _config(rank=3))
+    assert before.keys() == _state(model).keys()
+    # What does not name the experts is welcome.
+    attention = peft.LoraConfig(r=4, target_modules=["q_proj"])
+    if how == "second":
+        model.add_adapter("second", attention)
+    else:
+        peft.get_peft_model(model, attention)
+
+
 @torch.no_grad()
 def test_merged_and_then_quantized():
     model = adapted()
