@@ -107,12 +107,14 @@ def _parts(experts: nn.Module) -> Parts:
         up_bias = None if layout.gate_up_bias is None else getattr(experts, layout.gate_up_bias)
         down_bias = None if layout.down_bias is None else getattr(experts, layout.down_bias)
         between = _activation(layout.activation, layout.limit, up.shape[1] == 2 * down.shape[2], layout.interleaved)
-        return Parts(up, down, up_bias, down_bias, False, between)
+        options = {"dynamic": experts.dynamic, "batch_invariant": layout.batch_invariant, "backend": layout.backend}
+        return Parts(up, down, up_bias, down_bias, False, between, **options)
     assert isinstance(experts, Experts)
     name = experts._up_name
     between = _activation(experts.activation, None, experts.gated, False)
     up_bias, down_bias = getattr(experts, f"{name}_bias"), experts.down_proj_bias
-    return Parts(getattr(experts, name), experts.down_proj, up_bias, down_bias, False, between)
+    options = {"batch_invariant": experts.batch_invariant, "backend": experts.backend}
+    return Parts(getattr(experts, name), experts.down_proj, up_bias, down_bias, False, between, **options)
 
 
 def _activation(name: str, limit: float | None, gated: bool, interleaved: bool) -> Callable[[Tensor], Tensor]:
@@ -155,9 +157,10 @@ def _forward(
     x = hidden_states.to(dtype)
     of_token = None if adapter_names is None else _adapter_of_token(outer, adapter_names, x)
     by_name = {w.parameter_name: w for w in chain.wrappers}
-    deltas = (_delta(by_name.get(name), of_token, x.dtype) for name in chain.names)
-    options = {key: d for key, d in zip(("up_delta", "down_delta"), deltas, strict=True) if d is not None}
-    return experts_in_steps(parts, x, indices, weights, **options).to(hidden_states.dtype)
+    options = {"batch_invariant": parts.batch_invariant, "backend": parts.backend}
+    deltas = (_delta(by_name.get(name), of_token, x.dtype, options) for name in chain.names)
+    given = {key: d for key, d in zip(("up_delta", "down_delta"), deltas, strict=True) if d is not None}
+    return experts_in_steps(parts, x, indices, weights, **given).to(hidden_states.dtype)
 
 
 def _adapter_of_token(wrapper: Any, names: list[str], x: Tensor) -> tuple[list[str], Tensor]:
@@ -184,25 +187,29 @@ def _factors(wrapper: Any, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Te
     return A.view(E, -1, A.shape[1]), B.view(B.shape[0], -1, E).permute(2, 0, 1)
 
 
-def _delta(wrapper: Any, of_token: tuple[list[str], Tensor] | None, dtype: torch.dtype) -> Delta | None:
-    """The sum of a projection's active adapters; or each token's own one."""
+def _delta(
+    wrapper: Any, of_token: tuple[list[str], Tensor] | None, dtype: torch.dtype, options: dict[str, Any]
+) -> Delta | None:
+    """The sum of a projection's active adapters; or each token's own one. `options` are those of `grouped_lora`."""
     if wrapper is None:
         return None
     if of_token is not None:
-        return _mixed(wrapper, *of_token, dtype)
+        return _mixed(wrapper, *of_token, dtype, options)
     active = [name for name in wrapper.active_adapters if name in wrapper.lora_A]
     if not active:
         return None
 
     def delta(rows: Tensor, plan: RoutingPlan) -> Tensor:
         groups = expert_of_row(plan)
-        each = (grouped_lora(rows, *_factors(wrapper, n, dtype), groups, wrapper.scaling[n]) for n in active)
+        each = (grouped_lora(rows, *_factors(wrapper, n, dtype), groups, wrapper.scaling[n], **options) for n in active)
         return sum(each, start=next(each))
 
     return delta
 
 
-def _mixed(wrapper: Any, names: list[str], of_token: Tensor, dtype: torch.dtype) -> Delta | None:
+def _mixed(
+    wrapper: Any, names: list[str], of_token: Tensor, dtype: torch.dtype, options: dict[str, Any]
+) -> Delta | None:
     if not names:
         return None
     E = wrapper.num_experts
@@ -223,6 +230,6 @@ def _mixed(wrapper: Any, names: list[str], of_token: Tensor, dtype: torch.dtype)
         adapter = of_token[plan.row_token]
         none = (expert == E) | (adapter == len(names))
         groups = torch.where(none, len(names) * E, adapter * E + expert)
-        return grouped_lora(rows, A, B, groups, scaling, ranks=ranks)
+        return grouped_lora(rows, A, B, groups, scaling, ranks=ranks, **options)
 
     return delta

@@ -223,6 +223,53 @@ def test_merged_and_then_quantized():
     assert all(module.merged for module in model.modules() if hasattr(module, "merged"))
 
 
+def _moe_layer(**options):
+    """Fresh adapters over the experts of a `MoELayer`, and a call of these."""
+    torch.manual_seed(0)
+    layer = torch.nn.ModuleDict({"moe": moe_kernels.MoELayer(64, 128, 4, 2, **options)})
+    targets = ["experts.gate_up_proj", "experts.down_proj"]
+    model = peft.get_peft_model(layer, peft.LoraConfig(r=4, target_modules=[], target_parameters=targets))
+    indices, weights = torch.rand(9, 4).topk(2).indices, torch.rand(9, 2)
+    return model, lambda x=torch.randn(9, 64): layer["moe"].experts(x, indices, weights)
+
+
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_the_backend_of_the_layer_serves_its_adapters(format, monkeypatch):
+    from moe_kernels import registry
+
+    model, call = _moe_layer(backend="reference")
+    if format is not None:
+        moe_kernels.quantize_experts(model, format)
+    chosen, theirs = {}, registry.choose
+
+    def choose(op, *arguments, **options):
+        chosen[op] = theirs(op, *arguments, **options)
+        return chosen[op]
+
+    monkeypatch.setattr(registry, "choose", choose)
+    call()
+    assert {"route", "permute", "unpermute", "grouped_lora"} < chosen.keys() and set(chosen.values()) == {"reference"}
+
+
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_batch_invariance_is_asked_for_under_adapters(format):
+    model, call = _moe_layer(batch_invariant=True, backend="reference")
+    if format is not None:
+        moe_kernels.quantize_experts(model, format)
+    # The reference cannot promise it.
+    with pytest.raises(moe_kernels.BackendUnavailable, match="reference"):
+        call()
+
+
+@torch.no_grad()
+def test_fresh_adapters_over_dynamic_int8_change_nothing():
+    model, call = _moe_layer()
+    moe_kernels.quantize_experts(model, "int8", dynamic=True)
+    got = call()
+    with model.disable_adapter():
+        assert relative_error(got, call()) < 1e-3
+
+
 def test_the_example_of_the_readme():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "LoraConfig" in block)
