@@ -19,7 +19,7 @@ from moe_kernels.integrations.experts import parts_of
 from moe_kernels.integrations.lora_refusals import refuse_over_quantized
 from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
 from moe_kernels.integrations.recognition import bare, is_experts, recognize
-from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps
+from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps, weights_of_choices
 from moe_kernels.integrations.transformers import NAME
 from moe_kernels.layer import Experts
 from moe_kernels.ops.grouped_lora import grouped_lora
@@ -153,6 +153,7 @@ def _forward(
     if outer.disable_adapters:
         return chain.experts(hidden_states, indices, weights)
     parts = _parts(chain.experts)
+    weights = weights_of_choices(indices, weights, parts.down.shape[0])
     dtype = hidden_states.dtype if not isinstance(parts.down, Tensor) else parts.down.dtype
     x = hidden_states.to(dtype)
     of_token = None if adapter_names is None else _adapter_of_token(outer, adapter_names, x)

@@ -52,6 +52,15 @@ def test_the_same_as_peft(name, targets):
         assert_close(grads[parameter], gradient, what=parameter)
 
 
+@torch.no_grad()
+def test_routing_weights_of_all_experts():
+    """As some models of transformers 5.0 have them."""
+    experts = adapted().base_model.model.model.layers[0].mlp.experts
+    x, weights = torch.randn(5, 64), torch.rand(5, 4)
+    indices = weights.topk(2).indices
+    assert torch.equal(experts(x, indices, weights), experts(x, indices, weights.gather(1, indices)))
+
+
 def test_the_experts_stay_as_they_are(monkeypatch):
     import peft.tuners.lora.layer as layer
 
