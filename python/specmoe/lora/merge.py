@@ -126,11 +126,13 @@ def merge(
         How far the written model is from the base with the (combined) adapter beside it.
 
     Raises:
-        ValueError: see `combine`.
+        ValueError: see `combine`; or there are no records.
         FileExistsError: the folder holds something else than a merged model.
         CheckpointError: the folder could not be written; what was there stays.
     """
     check_replaceable(output)
+    if not rows:
+        raise ValueError("merge: expected records of a domain to compare on, got none (give --source NAME=FILE)")
     model = combine(base, folders, weights, method, density, seed)
     pad = base.tokenizer.pad_token_id
     logits, losses, own = {}, {}, {}

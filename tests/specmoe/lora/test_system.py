@@ -146,6 +146,12 @@ def test_merging_deletes_nothing_else(base, folders, tmp_path, there):
     assert kept.read_text() == "mine"
 
 
+def test_merging_needs_records_to_compare_on(base, folders, tmp_path):
+    with pytest.raises(ValueError, match="merge: expected records of a domain .* got none .*--source NAME=FILE"):
+        merge(base, {"math": folders["math"]}, tmp_path / "merged", {})
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_merged_model_is_replaced(base, folders, tmp_path):
     rows = {"math": encode_records(records("math", 4), base.tokenizer, 100)}
     for name in ("math", "code"):
