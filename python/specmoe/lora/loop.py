@@ -86,7 +86,8 @@ def train_in_rounds(
         model = new_adapter(base, given.rank, given.factor, given.dropout, settings.seed, TARGETS)
         try:
             best = output / "model"
-            if begin := (best if best.is_dir() else start):
+            # Without a round in the state, a best adapter is that of this round, killed before it was told.
+            if begin := (best if state["losses"] and best.is_dir() else start):
                 set_peft_model_state_dict(model, load_peft_weights(str(begin), device="cpu"))
             if state["best"] is None and begin:
                 state["best"] = labelled_loss(model, validation, base.tokenizer.pad_token_id)
