@@ -21,8 +21,16 @@ from .base import Base
 
 BASE_FILE = "specmoe_base.json"
 _PREFIX = "base_model.model."
-# What changes more than the product of two factors would be lost.
-_PLAIN = {"use_dora": False, "bias": "none", "lora_bias": False, "modules_to_save": None, "target_parameters": None}
+# What is more than the product of two factors, for all tokens of an unchanged base, would be lost.
+_PLAIN = {
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "modules_to_save": None,
+    "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "kasa_config": None,
+}
 
 
 @dataclass(frozen=True)
