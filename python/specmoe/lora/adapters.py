@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..training.checkpoints import MANIFEST, publish, verify
+from ..training.checkpoints import MANIFEST, publish, put_back, verify
 from .base import Base
 
 BASE_FILE = "specmoe_base.json"
@@ -124,6 +124,7 @@ def read_adapter(folder: Path, name: str, base: Base | None = None) -> Adapter:
     Raises:
         ValueError: no such adapter, a damaged one, one of another base, or one that is more than low-rank products.
     """
+    put_back(folder.parent, folder.name)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"adapter: {folder}: expected adapter_config.json, found no such file")
     if (folder / MANIFEST).is_file():

@@ -13,7 +13,7 @@ from typing import Any
 from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 
-from ..training.checkpoints import copy_files, publish, verify
+from ..training.checkpoints import copy_files, publish, put_back, verify
 from ..training.errors import CheckpointError
 from ..training.files import replace_file
 from ..training.tuning import labelled_loss, tune
@@ -118,6 +118,7 @@ def _read(output: Path, base: Base, domain: str, settings: AdapterSettings) -> d
     """Returns the state of a loop that goes on, or that of a new one."""
     identity = json.loads(json.dumps({"domain": domain, "base": base.digest, **dataclasses.asdict(settings)}))
     path = output / STATE_FILE
+    put_back(output, "model")
     if not path.is_file():
         return {"identity": identity, "best": None, "worse": 0, "losses": []}
     state = json.loads(path.read_text())

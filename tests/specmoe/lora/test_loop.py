@@ -83,3 +83,7 @@ def test_killed_between_the_first_best_and_its_state(base, tmp_path, monkeypatch
     told = [json.loads((tmp_path / name / STATE_FILE).read_text()) for name in ("whole", "parts")]
     # The round has brought something.
     assert told[0] == told[1] and told[1]["worse"] == 0
+    # Killed while it replaced the best, it finds the best again.
+    parts.model_dir.rename(parts.model_dir.with_name(".replaced-model"))
+    train_in_rounds("math", base, tmp_path / "parts", SETTINGS, rounds=1)
+    assert parts.model_dir.is_dir()

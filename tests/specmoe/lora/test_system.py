@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import records, save_adapters, tiny_base
 
-from specmoe.lora.adapters import write_base_file
+from specmoe.lora.adapters import read_adapter, write_base_file
 from specmoe.lora.evaluate import Evaluation, evaluate
 from specmoe.lora.losses import record_losses
 from specmoe.lora.merge import MERGED_FILE, METHODS, combine, merge
@@ -107,6 +107,18 @@ def test_evaluation(system, tmp_path):
     found.save(tmp_path / "evaluation.json")
     assert json.loads((tmp_path / "evaluation.json").read_text())["losses"] == found.losses
     assert len(table(found).splitlines()) == 2 + len(found.losses)
+
+
+def test_adapters_that_were_about_to_be_replaced(base, folders, tmp_path):
+    place = tmp_path / "runs" / "math" / "model"
+    place.parent.mkdir(parents=True)
+    hidden = place.with_name(".replaced-model")
+    folders["math"].rename(hidden)
+    assert find_adapters(tmp_path / "runs") == {"math": place}
+    place.rename(hidden)
+    assert read_adapter(place, "math").factors
+    place.rename(hidden)
+    assert find_adapters(place) == {"model": place}
 
 
 def test_what_an_evaluation_says():
