@@ -238,8 +238,8 @@ def _moe_layer(**options):
     layer = torch.nn.ModuleDict({"moe": moe_kernels.MoELayer(64, 128, 4, 2, **options)})
     targets = ["experts.gate_up_proj", "experts.down_proj"]
     model = peft.get_peft_model(layer, peft.LoraConfig(r=4, target_modules=[], target_parameters=targets))
-    indices, weights = torch.rand(9, 4).topk(2).indices, torch.rand(9, 2)
-    return model, lambda x=torch.randn(9, 64): layer["moe"].experts(x, indices, weights)
+    x, indices, weights = torch.randn(9, 64), torch.rand(9, 4).topk(2).indices, torch.rand(9, 2)
+    return model, lambda: layer["moe"].experts(x, indices, weights)
 
 
 @pytest.mark.parametrize("format", [None, "int8"])

@@ -8,7 +8,15 @@ import pytest
 
 from specmoe.training import CheckpointError
 from specmoe.training import checkpoints as module
-from specmoe.training.checkpoints import checkpoint_steps, clean_leftovers, last_checkpoint, prune, publish, put_back, verify
+from specmoe.training.checkpoints import (
+    checkpoint_steps,
+    clean_leftovers,
+    last_checkpoint,
+    prune,
+    publish,
+    put_back,
+    verify,
+)
 
 
 def fill(text):
