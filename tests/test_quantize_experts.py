@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from moe_kernels import MoELayer, fused_experts, quantize_experts
+from moe_kernels import BackendUnavailable, MoELayer, fused_experts, quantize_experts
 from moe_kernels.quantized import (
     ExpertsLayout,
     QuantizedExperts,
@@ -254,6 +254,12 @@ def test_another_class_of_experts(monkeypatch):
     assert set(model.state_dict()) == {
         f"experts.{n}" for n in ("w1.values", "w1.scale", "w2.values", "w2.scale", "b1", "b2")
     }
+
+
+def test_batch_invariance_is_still_asked_for():
+    layer = quantize_experts(_layer(batch_invariant=True, backend="reference"), "int8")
+    with pytest.raises(BackendUnavailable, match="fused_experts_quantized: backend 'reference'"):
+        layer(torch.randn(3, 64))
 
 
 UNFIT = {

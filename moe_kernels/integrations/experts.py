@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
 from moe_kernels.integrations.recognition import Recognized, has_gate, recognize
-from moe_kernels.integrations.steps import Parts, experts_in_steps
+from moe_kernels.integrations.steps import Parts, experts_in_steps, weights_of_choices
 from moe_kernels.ops.fused_experts import fused_experts
 
 
@@ -43,9 +43,7 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     parts = parts_of(self, found)
     # As transformers' own grouped_mm does: under autocast, a norm may have left float32 behind.
     x = hidden_states.to(parts.down.dtype)
-    K, E = top_k_index.shape[1], parts.down.shape[0]
-    if top_k_weights.shape[1] == E != K:
-        top_k_weights = top_k_weights.gather(1, top_k_index.long().clamp(max=E - 1))
+    top_k_weights = weights_of_choices(top_k_index, top_k_weights, parts.down.shape[0])
     if found.activation is None or found.post_norm:
         return experts_in_steps(parts, x, top_k_index, top_k_weights).to(hidden_states.dtype)
     out = fused_experts(

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from moe_kernels.backends.reference.activations import GPT_OSS_ALPHA, GPT_OSS_LIMIT, split_gate_up
 from moe_kernels.integrations.experts import parts_of
+from moe_kernels.integrations.lora_refusals import refuse_over_quantized
 from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
 from moe_kernels.integrations.recognition import bare, is_experts, recognize
-from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps
+from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps, weights_of_choices
 from moe_kernels.integrations.transformers import NAME
 from moe_kernels.layer import Experts
 from moe_kernels.ops.grouped_lora import grouped_lora
@@ -42,19 +43,7 @@ def install(wrapper: Any) -> None:
         return _forward(chain, x, *args, **kwargs)
 
     wrapper.forward = forward
-    for name in ("merge", "unmerge"):
-        setattr(wrapper, name, _of_unquantized(name, getattr(wrapper, name)))
-
-
-def _of_unquantized(name: str, theirs: Callable[..., None]) -> Callable[..., None]:
-    """Refuse to merge into quantized experts: rounded to their format, little of a delta would be left."""
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> None:
-        if isinstance(self.get_base_layer(), QuantizedExperts):
-            fail(name, self.parameter_name, "experts that are not quantized", "quantized ones")
-        theirs(self, *args, **kwargs)
-
-    return method
+    refuse_over_quantized(wrapper)
 
 
 def _projections(experts: nn.Module) -> tuple[str, str] | None:
@@ -118,12 +107,14 @@ def _parts(experts: nn.Module) -> Parts:
         up_bias = None if layout.gate_up_bias is None else getattr(experts, layout.gate_up_bias)
         down_bias = None if layout.down_bias is None else getattr(experts, layout.down_bias)
         between = _activation(layout.activation, layout.limit, up.shape[1] == 2 * down.shape[2], layout.interleaved)
-        return Parts(up, down, up_bias, down_bias, False, between)
+        options = {"dynamic": experts.dynamic, "batch_invariant": layout.batch_invariant, "backend": layout.backend}
+        return Parts(up, down, up_bias, down_bias, False, between, **options)
     assert isinstance(experts, Experts)
     name = experts._up_name
     between = _activation(experts.activation, None, experts.gated, False)
     up_bias, down_bias = getattr(experts, f"{name}_bias"), experts.down_proj_bias
-    return Parts(getattr(experts, name), experts.down_proj, up_bias, down_bias, False, between)
+    options = {"batch_invariant": experts.batch_invariant, "backend": experts.backend}
+    return Parts(getattr(experts, name), experts.down_proj, up_bias, down_bias, False, between, **options)
 
 
 def _activation(name: str, limit: float | None, gated: bool, interleaved: bool) -> Callable[[Tensor], Tensor]:
@@ -162,13 +153,15 @@ def _forward(
     if outer.disable_adapters:
         return chain.experts(hidden_states, indices, weights)
     parts = _parts(chain.experts)
+    weights = weights_of_choices(indices, weights, parts.down.shape[0])
     dtype = hidden_states.dtype if not isinstance(parts.down, Tensor) else parts.down.dtype
     x = hidden_states.to(dtype)
     of_token = None if adapter_names is None else _adapter_of_token(outer, adapter_names, x)
     by_name = {w.parameter_name: w for w in chain.wrappers}
-    deltas = (_delta(by_name.get(name), of_token, x.dtype) for name in chain.names)
-    options = {key: d for key, d in zip(("up_delta", "down_delta"), deltas, strict=True) if d is not None}
-    return experts_in_steps(parts, x, indices, weights, **options).to(hidden_states.dtype)
+    options = {"batch_invariant": parts.batch_invariant, "backend": parts.backend}
+    deltas = (_delta(by_name.get(name), of_token, x.dtype, options) for name in chain.names)
+    given = {key: d for key, d in zip(("up_delta", "down_delta"), deltas, strict=True) if d is not None}
+    return experts_in_steps(parts, x, indices, weights, **given).to(hidden_states.dtype)
 
 
 def _adapter_of_token(wrapper: Any, names: list[str], x: Tensor) -> tuple[list[str], Tensor]:
@@ -195,25 +188,29 @@ def _factors(wrapper: Any, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Te
     return A.view(E, -1, A.shape[1]), B.view(B.shape[0], -1, E).permute(2, 0, 1)
 
 
-def _delta(wrapper: Any, of_token: tuple[list[str], Tensor] | None, dtype: torch.dtype) -> Delta | None:
-    """The sum of a projection's active adapters; or each token's own one."""
+def _delta(
+    wrapper: Any, of_token: tuple[list[str], Tensor] | None, dtype: torch.dtype, options: dict[str, Any]
+) -> Delta | None:
+    """The sum of a projection's active adapters; or each token's own one. `options` are those of `grouped_lora`."""
     if wrapper is None:
         return None
     if of_token is not None:
-        return _mixed(wrapper, *of_token, dtype)
+        return _mixed(wrapper, *of_token, dtype, options)
     active = [name for name in wrapper.active_adapters if name in wrapper.lora_A]
     if not active:
         return None
 
     def delta(rows: Tensor, plan: RoutingPlan) -> Tensor:
         groups = expert_of_row(plan)
-        each = (grouped_lora(rows, *_factors(wrapper, n, dtype), groups, wrapper.scaling[n]) for n in active)
+        each = (grouped_lora(rows, *_factors(wrapper, n, dtype), groups, wrapper.scaling[n], **options) for n in active)
         return sum(each, start=next(each))
 
     return delta
 
 
-def _mixed(wrapper: Any, names: list[str], of_token: Tensor, dtype: torch.dtype) -> Delta | None:
+def _mixed(
+    wrapper: Any, names: list[str], of_token: Tensor, dtype: torch.dtype, options: dict[str, Any]
+) -> Delta | None:
     if not names:
         return None
     E = wrapper.num_experts
@@ -234,6 +231,6 @@ def _mixed(wrapper: Any, names: list[str], of_token: Tensor, dtype: torch.dtype)
         adapter = of_token[plan.row_token]
         none = (expert == E) | (adapter == len(names))
         groups = torch.where(none, len(names) * E, adapter * E + expert)
-        return grouped_lora(rows, A, B, groups, scaling, ranks=ranks)
+        return grouped_lora(rows, A, B, groups, scaling, ranks=ranks, **options)
 
     return delta

@@ -134,11 +134,11 @@ def widen(module: nn.Module) -> str:
     return f"{kind} to {dtype}, {before / 2**20:.1f} MiB to {after / 2**20:.1f} MiB"
 
 
-def widen_all(model: nn.Module) -> None:
-    """Turn all experts in low bits into ordinary ones, and warn.
+def to_widen(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the paths and modules of all experts in low bits.
 
     Raises:
-        ValueError: some are in the order of another kernel, or lack scales; nothing has been changed then.
+        ValueError: some are in the order of another kernel, or lack scales.
     """
     foreign = in_the_order_of_a_kernel(model)
     if foreign:
@@ -147,11 +147,16 @@ def widen_all(model: nn.Module) -> None:
             "own kernel; load the model with quantization_config=Mxfp4Config(dequantize=True)"
         )
     found = [(path, module) for path, module in model.named_modules() if low_bits(module)]
-    if not found:
-        return
     for _, module in found:
         for name in (_up(module), "down_proj"):
             _scales(module, name)
+    return found
+
+
+def widen_all(model: nn.Module, found: list[tuple[str, nn.Module]]) -> None:
+    """Turn the experts of a model that `to_widen` has found into ordinary ones, and warn."""
+    if not found:
+        return
     done = [widen(module) for _, module in found]
     _keep_out_of(model, [path for path, _ in found])
     warnings.warn(

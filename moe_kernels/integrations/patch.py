@@ -12,7 +12,7 @@ from typing import TypeVar
 from torch import nn
 
 from moe_kernels.integrations.layouts import check_layout
-from moe_kernels.integrations.low_bits import widen_all
+from moe_kernels.integrations.low_bits import to_widen, widen_all
 from moe_kernels.integrations.recognition import is_experts
 from moe_kernels.integrations.routers import use_topk_gating
 from moe_kernels.integrations.stacked import find_blocks, stack
@@ -42,13 +42,16 @@ def patch(model: Model, *, routers: bool = False) -> Model:
         ValueError: it has no experts of a known kind, or a block computes something else than is known, or the shapes
             of an expert module's weights do not belong together in its layout, or its experts are in MXFP4 in the order
             of another kernel. It is then as it was.
+        RuntimeError: transformers does not let its experts' implementation be changed. It is then as it was.
     """
     experts = {path: module for path, module in model.named_modules() if is_experts(module)}
     for path, module in experts.items():
         check_layout("patch", path, module)
-    widen_all(model)
+    in_low_bits = to_widen(model)
     if experts:
+        # transformers may refuse, and the model is to be as it was then.
         _name_it(model, list(experts.values()))
+        widen_all(model, in_low_bits)
         if routers:
             use_topk_gating(model)
         return model

@@ -51,7 +51,7 @@ class StackedExperts(Experts):
         self.names = names
         gate_up = torch.stack([torch.cat(pair) for pair in zip(*weights[:2], strict=True)])
         self.gate_up_proj = nn.Parameter(gate_up, first.requires_grad)
-        self.down_proj = nn.Parameter(torch.stack(weights[2]), first.requires_grad)
+        self.down_proj = nn.Parameter(torch.stack(weights[2]), weights[2][0].requires_grad)
         self.train(experts.training)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -166,6 +166,14 @@ def _check(path: str, experts: nn.ModuleList) -> tuple[tuple[str, str, str], str
             )
             if not same or linear.weight.is_meta:
                 raise ValueError(f"patch: {path}.experts.{e}.{name}: expected a weight like that of the first expert")
+            if linear.weight.requires_grad != like.requires_grad:
+                raise ValueError(
+                    f"patch: {path}.experts.{e}.{name}: expected requires_grad={like.requires_grad} as in the first "
+                    f"expert, got {linear.weight.requires_grad}: a stacked weight is frozen as a whole or not at all"
+                )
+    if wanted[0].requires_grad != wanted[1].requires_grad:
+        frozen, other = names[:2] if not wanted[0].requires_grad else names[1::-1]
+        raise ValueError(f"patch: {path}.experts: expected {frozen} and {other} frozen together, got {frozen} alone")
     if wanted[0].dtype not in CLOSE:
         raise ValueError(f"patch: {path}.experts: {wanted[0].dtype} is not known")
     act_fn = getattr(first, "act_fn", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Parts(NamedTuple):
     """What an expert module is made of.
 
     `gate_up` (E, 2I, H) and `down` (E, H, I), or both transposed; `between` maps the pre-activation (N, 2I) to (N, I);
-    `after` is applied to each expert's result (N, H).
+    `after` is applied to each expert's result (N, H). `dynamic`, `batch_invariant` and `backend` are those of the ops.
     """
 
     gate_up: Tensor | QuantizedWeight
@@ -32,6 +32,9 @@ class Parts(NamedTuple):
     transposed: bool
     between: Callable[[Tensor], Tensor]
     after: Callable[[Tensor], Tensor] | None = None
+    dynamic: bool = False
+    batch_invariant: bool | None = None
+    backend: str | None = None
 
 
 def _no_delta(rows: Tensor, plan: RoutingPlan) -> None:
@@ -57,10 +60,14 @@ def experts_in_steps(
     Returns:
         (T, H) in x's dtype.
     """
-    plan = route(indices, parts.down.shape[0])
+    backend = parts.backend
+    options: dict[str, Any] = dict(
+        transposed=parts.transposed, dynamic=parts.dynamic, batch_invariant=parts.batch_invariant, backend=backend
+    )
+    plan = route(indices, parts.down.shape[0], backend=backend)
     # A delta needs the rows themselves; without one, the product gathers them as it reads.
     row_token = plan.row_token if up_delta is _no_delta else None
-    rows = x if row_token is not None else permute(x, plan)
+    rows = x if row_token is not None else permute(x, plan, backend=backend)
     pre = grouped_mm(
         rows,
         parts.gate_up,
@@ -68,15 +75,20 @@ def experts_in_steps(
         bias=parts.gate_up_bias,
         base=up_delta(rows, plan),
         row_token=row_token,
-        transposed=parts.transposed,
+        **options,
     )
     rows = parts.between(pre).to(x.dtype)
-    rows = grouped_mm(
-        rows, parts.down, plan.offsets, bias=parts.down_bias, base=down_delta(rows, plan), transposed=parts.transposed
-    )
+    rows = grouped_mm(rows, parts.down, plan.offsets, bias=parts.down_bias, base=down_delta(rows, plan), **options)
     if parts.after is not None:
         rows = parts.after(rows).to(x.dtype)
-    return unpermute(rows, plan, weights)
+    return unpermute(rows, plan, weights, backend=backend)
+
+
+def weights_of_choices(indices: Tensor, weights: Tensor, num_experts: int) -> Tensor:
+    """Routing weights (T, K) of the experts `indices` (T, K); some models of transformers 5.0 have (T, E), of all."""
+    if weights.shape[1] == num_experts != indices.shape[1]:
+        return weights.gather(1, indices.long().clamp(max=num_experts - 1))
+    return weights
 
 
 def expert_of_row(plan: RoutingPlan) -> Tensor:

@@ -67,7 +67,9 @@ def full_state_dict(module: nn.Module, *, rank0_only: bool = False, to_cpu: bool
     """
     state = module.state_dict()
     metadata = getattr(state, "_metadata", {})
-    for prefix, experts in module.named_modules():
+    gathered: dict[int, Tensor | None] = {}
+    # A layer that is used twice has both names in a state_dict.
+    for prefix, experts in module.named_modules(remove_duplicate=False):
         if getattr(experts, "expert_shards", None) and not hasattr(experts.experts, "shards"):
             kind = type(experts.experts).__name__
             fail("full_state_dict", f"{prefix}.experts".lstrip("."), "the experts of MoELayer, not replaced", kind)
@@ -76,11 +78,14 @@ def full_state_dict(module: nn.Module, *, rank0_only: bool = False, to_cpu: bool
             continue
         for name, parameter in experts.named_parameters():
             key = f"{prefix}.{name}" if prefix else name
-            full = _gather(parameter.detach(), shards)
-            if rank0_only and shards.rank:
+            if id(parameter) not in gathered:
+                full = _gather(parameter.detach(), shards)
+                dropped = rank0_only and shards.rank
+                gathered[id(parameter)] = None if dropped else full.cpu() if to_cpu else full
+            if (value := gathered[id(parameter)]) is None:
                 del state[key]
             else:
-                state[key] = full.cpu() if to_cpu else full
+                state[key] = value
         metadata.get(prefix, {}).pop(RANGE, None)
     return state
 

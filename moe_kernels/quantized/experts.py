@@ -46,6 +46,7 @@ class ExpertsLayout(NamedTuple):
     backend: str | None = None
     limit: float | None = None
     packed: Packed | None = None
+    batch_invariant: bool | None = None
 
 
 def _layout_of_experts(module: nn.Module) -> ExpertsLayout | None:
@@ -53,7 +54,14 @@ def _layout_of_experts(module: nn.Module) -> ExpertsLayout | None:
         return None
     up = module._up_name
     biases = (None, None) if module.down_proj_bias is None else (f"{up}_bias", "down_proj_bias")
-    return ExpertsLayout(up, "down_proj", *biases, activation=module.activation, backend=module.backend)
+    return ExpertsLayout(
+        up,
+        "down_proj",
+        *biases,
+        activation=module.activation,
+        backend=module.backend,
+        batch_invariant=module.batch_invariant,
+    )
 
 
 _LAYOUTS: list[Callable[[nn.Module], ExpertsLayout | None]] = [_layout_of_experts]
@@ -149,6 +157,7 @@ class QuantizedExperts(nn.Module):
             gate_up_bias=None if layout.gate_up_bias is None else getattr(self, layout.gate_up_bias),
             down_bias=None if layout.down_bias is None else getattr(self, layout.down_bias),
             dynamic=self.dynamic,
+            batch_invariant=layout.batch_invariant,
             backend=layout.backend,
         )
 

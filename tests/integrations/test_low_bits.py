@@ -101,6 +101,14 @@ def test_scales_that_are_missing_leave_the_model_as_it_was(kept):
     assert low_bits(experts) == "FP8" and experts.gate_up_proj.dtype == torch.float8_e4m3fn
 
 
+def test_an_implementation_that_cannot_be_changed_leaves_the_model_as_it_was(kept):
+    model, experts, _ = kept
+    model.config._experts_implementation_internal = "deepgemm_megamoe"
+    with pytest.raises(RuntimeError, match="Cannot switch experts implementation from 'deepgemm_megamoe'"):
+        moe_kernels.patch(model)
+    assert low_bits(experts) == "FP8" and experts.gate_up_proj.dtype == torch.float8_e4m3fn
+
+
 def test_mxfp4_in_the_order_of_another_kernel(kept, capsys):
     model, experts, _ = kept
 

@@ -52,6 +52,15 @@ def test_the_same_as_peft(name, targets):
         assert_close(grads[parameter], gradient, what=parameter)
 
 
+@torch.no_grad()
+def test_routing_weights_of_all_experts():
+    """As some models of transformers 5.0 have them."""
+    experts = adapted().base_model.model.model.layers[0].mlp.experts
+    x, weights = torch.randn(5, 64), torch.rand(5, 4)
+    indices = weights.topk(2).indices
+    assert torch.equal(experts(x, indices, weights), experts(x, indices, weights.gather(1, indices)))
+
+
 def test_the_experts_stay_as_they_are(monkeypatch):
     import peft.tuners.lora.layer as layer
 
@@ -165,9 +174,49 @@ def test_clear_errors():
     model = _with_two_adapters()
     with pytest.raises(ValueError, match="third"):
         model(tokens(), adapter_names=["third", "default"])
+
+
+def _state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+@torch.no_grad()
+def test_a_refusal_to_merge_leaves_the_model_as_it_was(merge):
+    model = adapted()
     moe_kernels.quantize_experts(model, "nf4")
+    want, before = model(tokens()).logits, _state(model)
     with pytest.raises(ValueError, match="merge: .*_proj: expected experts that are not quantized"):
-        model.merge_adapter()
+        getattr(model, merge)()
+    after = _state(model)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(model(tokens()).logits, want)
+    # Nothing is merged: there is nothing to refuse.
+    model.unmerge_adapter()
+
+
+@pytest.mark.parametrize("how", ["first", "second", "loaded"])
+def test_adapters_are_added_before_quantizing(how, tmp_path):
+    model = adapted() if how == "second" else mixtral()
+    if how == "loaded":
+        adapted().save_pretrained(tmp_path)
+    moe_kernels.quantize_experts(model, "int8")
+    before = _state(model)
+    told = r"LoRA: .*layers.0.mlp.experts.gate_up_proj: expected adapters that were added before quantizing"
+    with pytest.raises(ValueError, match=told):
+        if how == "loaded":
+            peft.PeftModel.from_pretrained(model, tmp_path)
+        elif how == "first":
+            peft.get_peft_model(model, _config())
+        else:
+            model.add_adapter("second", _config(rank=3))
+    assert before.keys() == _state(model).keys()
+    # What does not name the experts is welcome.
+    attention = peft.LoraConfig(r=4, target_modules=["q_proj"])
+    if how == "second":
+        model.add_adapter("second", attention)
+    else:
+        peft.get_peft_model(model, attention)
 
 
 @torch.no_grad()
@@ -179,6 +228,55 @@ def test_merged_and_then_quantized():
     assert 0 < relative_error(model(tokens()).logits, want) < 0.05
     with pytest.raises(ValueError, match="unmerge: .*expected experts that are not quantized"):
         model.unmerge_adapter()
+    # The attention has not been unmerged either.
+    assert all(module.merged for module in model.modules() if hasattr(module, "merged"))
+
+
+def _moe_layer(**options):
+    """Fresh adapters over the experts of a `MoELayer`, and a call of these."""
+    torch.manual_seed(0)
+    layer = torch.nn.ModuleDict({"moe": moe_kernels.MoELayer(64, 128, 4, 2, **options)})
+    targets = ["experts.gate_up_proj", "experts.down_proj"]
+    model = peft.get_peft_model(layer, peft.LoraConfig(r=4, target_modules=[], target_parameters=targets))
+    x, indices, weights = torch.randn(9, 64), torch.rand(9, 4).topk(2).indices, torch.rand(9, 2)
+    return model, lambda: layer["moe"].experts(x, indices, weights)
+
+
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_the_backend_of_the_layer_serves_its_adapters(format, monkeypatch):
+    from moe_kernels import registry
+
+    model, call = _moe_layer(backend="reference")
+    if format is not None:
+        moe_kernels.quantize_experts(model, format)
+    chosen, theirs = {}, registry.choose
+
+    def choose(op, *arguments, **options):
+        chosen[op] = theirs(op, *arguments, **options)
+        return chosen[op]
+
+    monkeypatch.setattr(registry, "choose", choose)
+    call()
+    assert {"route", "permute", "unpermute", "grouped_lora"} < chosen.keys() and set(chosen.values()) == {"reference"}
+
+
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_batch_invariance_is_asked_for_under_adapters(format):
+    model, call = _moe_layer(batch_invariant=True, backend="reference")
+    if format is not None:
+        moe_kernels.quantize_experts(model, format)
+    # The reference cannot promise it.
+    with pytest.raises(moe_kernels.BackendUnavailable, match="reference"):
+        call()
+
+
+@torch.no_grad()
+def test_fresh_adapters_over_dynamic_int8_change_nothing():
+    model, call = _moe_layer()
+    moe_kernels.quantize_experts(model, "int8", dynamic=True)
+    got = call()
+    with model.disable_adapter():
+        assert relative_error(got, call()) < 1e-3
 
 
 def test_the_example_of_the_readme():

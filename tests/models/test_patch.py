@@ -139,6 +139,31 @@ def test_blocks_of_before_the_interface_are_stacked(normalize, shared):
     assert moe_kernels.patch(model) is model
 
 
+def test_frozen_projections_stay_frozen():
+    model = nn.Sequential(Block())
+    for expert in model[0].experts:
+        expert.down_proj.requires_grad_(False)
+    experts = moe_kernels.patch(model)[0].experts
+    assert experts.gate_up_proj.requires_grad and not experts.down_proj.requires_grad
+
+
+@pytest.mark.parametrize(
+    "frozen, reason",
+    [
+        (["experts.3.up_proj"], "experts.3.up_proj: expected requires_grad=True as in the first expert, got False"),
+        ([f"experts.{e}.gate_proj" for e in range(5)], "experts: expected gate_proj and up_proj frozen together"),
+    ],
+    ids=["one expert", "gates"],
+)
+def test_experts_that_are_frozen_in_part(frozen, reason):
+    model = nn.Sequential(Block())
+    for path in frozen:
+        model[0].get_submodule(path).requires_grad_(False)
+    with pytest.raises(ValueError, match=f"patch: 0.{reason}"):
+        moe_kernels.patch(model)
+    assert isinstance(model[0].experts, nn.ModuleList)
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [

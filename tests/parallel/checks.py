@@ -225,6 +225,12 @@ def checkpoints(group: Any, folder: str) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), split)
     partly = full_state_dict(model, rank0_only=True)
     assert ("1.experts.down_proj" in partly) == (group.rank() == 0) and "0.weight" in partly
+    twice = full_state_dict(torch.nn.ModuleDict({"one": split, "other": split}))
+    assert list(twice) == [f"{use}.{name}" for use in ("one", "other") for name in full.state_dict()]
+    for name, value in twice.items():
+        assert torch.equal(value, gathered[name.partition(".")[2]]), name
+    dropped = full_state_dict(torch.nn.ModuleDict({"one": split, "other": split}), rank0_only=True)
+    assert ("other.experts.down_proj" in dropped) == (group.rank() == 0)
 
     path = os.path.join(folder, f"shard{group.rank()}.pt")
     torch.save(split.state_dict(), path)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from ..training.checkpoints import clean_leftovers, publish, verify
+from ..training.checkpoints import clean_leftovers, publish, put_back, verify
 from ..training.data import DOMAINS, Record, encode_records, train_tokenizer
 from ..training.errors import CheckpointError
 from ..training.run_state import quiet_progress_bars
@@ -83,6 +83,7 @@ class Workspace:
 
     def finished(self, domain: str, part: str = "") -> bool:
         """Says whether an expert, or the part of its training with this name, is done and its model whole."""
+        put_back(self.folder(domain) / part, MODEL_DIR)
         try:
             verify(self.folder(domain) / part / MODEL_DIR)
         except CheckpointError:
@@ -107,6 +108,7 @@ class Workspace:
         Raises:
             CheckpointError: it is missing or damaged.
         """
+        put_back(self.folder(domain) / part, MODEL_DIR)
         path = self.folder(domain) / part / MODEL_DIR
         if not path.is_dir():
             raise CheckpointError(

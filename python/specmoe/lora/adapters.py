@@ -16,13 +16,21 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..training.checkpoints import MANIFEST, publish, verify
+from ..training.checkpoints import MANIFEST, publish, put_back, verify
 from .base import Base
 
 BASE_FILE = "specmoe_base.json"
 _PREFIX = "base_model.model."
-# What changes more than the product of two factors would be lost.
-_PLAIN = {"use_dora": False, "bias": "none", "lora_bias": False, "modules_to_save": None, "target_parameters": None}
+# What is more than the product of two factors, for all tokens of an unchanged base, would be lost.
+_PLAIN = {
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "modules_to_save": None,
+    "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "kasa_config": None,
+}
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ def read_adapter(folder: Path, name: str, base: Base | None = None) -> Adapter:
     Raises:
         ValueError: no such adapter, a damaged one, one of another base, or one that is more than low-rank products.
     """
+    put_back(folder.parent, folder.name)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"adapter: {folder}: expected adapter_config.json, found no such file")
     if (folder / MANIFEST).is_file():

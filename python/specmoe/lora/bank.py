@@ -70,7 +70,10 @@ class MixedLinear(nn.Module):
             return y
         rows = x.reshape(-1, x.shape[-1])
         out = y.view(-1, y.shape[-1])
-        in_place = not torch.is_grad_enabled()
+        # Under autocast a quantized layer returns the dtype of its input, and a delta is in autocast's.
+        kind = x.device.type
+        delta = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else y.dtype
+        in_place = not torch.is_grad_enabled() and delta == y.dtype
         for groups, weights in self.choice.terms(rows, self):
             # The delta is linear in its input, so a row's weight goes there.
             given = rows if weights is None else rows * weights[:, None].to(rows.dtype)

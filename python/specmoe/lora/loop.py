@@ -13,7 +13,7 @@ from typing import Any
 from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 
-from ..training.checkpoints import copy_files, publish, verify
+from ..training.checkpoints import copy_files, publish, put_back, verify
 from ..training.errors import CheckpointError
 from ..training.files import replace_file
 from ..training.tuning import labelled_loss, tune
@@ -86,14 +86,15 @@ def train_in_rounds(
         model = new_adapter(base, given.rank, given.factor, given.dropout, settings.seed, TARGETS)
         try:
             best = output / "model"
-            if begin := (best if best.is_dir() else start):
+            # Without a round in the state, a best adapter is that of this round, killed before it was told.
+            if begin := (best if state["losses"] and best.is_dir() else start):
                 set_peft_model_state_dict(model, load_peft_weights(str(begin), device="cpu"))
             if state["best"] is None and begin:
                 state["best"] = labelled_loss(model, validation, base.tokenizer.pad_token_id)
             title = f"{domain}: round {number + 1}"
             result = tune(
                 model, base.tokenizer, train, validation, output / f"round-{number}", given.tuning(len(train)),
-                resume=True, title=title, progress=progress,
+                resume=True, title=title, progress=progress, more=given.over(base.digest),
             )  # fmt: skip
         finally:
             model.unload()
@@ -117,6 +118,7 @@ def _read(output: Path, base: Base, domain: str, settings: AdapterSettings) -> d
     """Returns the state of a loop that goes on, or that of a new one."""
     identity = json.loads(json.dumps({"domain": domain, "base": base.digest, **dataclasses.asdict(settings)}))
     path = output / STATE_FILE
+    put_back(output, "model")
     if not path.is_file():
         return {"identity": identity, "best": None, "worse": 0, "losses": []}
     state = json.loads(path.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from ..training.tuning import labelled_loss
 from .adapters import check_base
 from .base import Base
 
+# In a merged model: what it was made of, and that it may be replaced by another.
+MERGED_FILE = "specmoe_merged.json"
 METHODS = ("linear", "ties", "dare_linear", "dare_ties", "svd", "cat")
 _MERGED = "merged"
 # Records whose logits are compared.
@@ -84,6 +87,20 @@ def combine(
     return model.eval()
 
 
+def check_replaceable(output: Path) -> None:
+    """Checks that a merged model may be written to a folder: it is absent, empty, or holds a merged model alone.
+
+    Raises:
+        FileExistsError: something else is there.
+    """
+    if not output.exists():
+        return
+    there = list(output.iterdir()) if output.is_dir() else [output]
+    merged = any(path.name == MERGED_FILE for path in there) and not any(path.is_dir() for path in there)
+    if there and not merged:
+        raise FileExistsError(f"merge: {output} exists and is no merged model: remove it or choose another folder")
+
+
 def merge(
     base: Base,
     folders: Mapping[str, Path],
@@ -101,7 +118,7 @@ def merge(
     Args:
         base: the base, not quantized; it is changed, so load it anew for other uses.
         folders, weights, method, density, seed: see `combine`.
-        output: the folder to write.
+        output: the folder to write; a merged model that is there is replaced.
         rows: for each domain records as `encode_records` gives them, to compare merged with unmerged.
         dtype: of the written weights; None for the base's.
 
@@ -109,9 +126,13 @@ def merge(
         How far the written model is from the base with the (combined) adapter beside it.
 
     Raises:
-        ValueError: see `combine`.
+        ValueError: see `combine`; or there are no records.
+        FileExistsError: the folder holds something else than a merged model.
         CheckpointError: the folder could not be written; what was there stays.
     """
+    check_replaceable(output)
+    if not rows:
+        raise ValueError("merge: expected records of a domain to compare on, got none (give --source NAME=FILE)")
     model = combine(base, folders, weights, method, density, seed)
     pad = base.tokenizer.pad_token_id
     logits, losses, own = {}, {}, {}
@@ -131,6 +152,8 @@ def merge(
         with quiet_progress_bars():
             merged.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
+        told = {"base": base.name, "digest": base.digest, "adapters": list(folders), "method": method}
+        (folder / MERGED_FILE).write_text(json.dumps(told, indent=1))
 
     publish(output.parent, output.name, write)
     merged = merged.float()

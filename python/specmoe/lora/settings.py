@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..training.data import DOMAINS
 from ..training.tuning import TuneSettings
@@ -60,6 +61,10 @@ class AdapterSettings:
     def factor(self) -> int:
         """PEFT's `lora_alpha`."""
         return 2 * self.rank if self.alpha is None else self.alpha
+
+    def over(self, digest: str) -> dict[str, Any]:
+        """Returns what `tune` does not see of an adapter's training on the base with this digest."""
+        return {"base": digest, "alpha": self.factor, "dropout": self.dropout}
 
     def tuning(self, records: int) -> TuneSettings:
         """Returns the settings of a run over so many records.

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from ..routing import Router
+from ..training.checkpoints import put_back
 from ..training.data import DOMAINS
 from ..training.data.template import encode_prompt, end_of_turn
+from ..training.tuning.tune import MODEL_DIR
 from .adapters import read_adapter
 from .bank import AdapterBank
 from .base import Base
@@ -28,9 +30,12 @@ def find_adapters(folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: there are none.
     """
+    put_back(folder.parent, folder.name)
+    for run in folder.iterdir() if folder.is_dir() else ():
+        put_back(run, MODEL_DIR)
     if (folder / "adapter_config.json").is_file():
         return {folder.name: folder}
-    there = {path.parent.parent.name: path.parent for path in sorted(folder.glob("*/model/adapter_config.json"))}
+    there = {path.parent.parent.name: path.parent for path in sorted(folder.glob(f"*/{MODEL_DIR}/adapter_config.json"))}
     # The five domains first and in their order.
     found = {name: there[name] for name in (*DOMAINS, *there) if name in there}
     if not found:

@@ -87,8 +87,9 @@ def train_adapter(
         title = f"{domain}: LoRA of rank {settings.rank}"
         tuning = settings.tuning(len(train))
         result = tune(
-            model, base.tokenizer, train, validation, output, tuning, resume=resume, title=title, progress=progress
-        )
+            model, base.tokenizer, train, validation, output, tuning, resume=resume, title=title, progress=progress,
+            more=settings.over(base.digest),
+        )  # fmt: skip
     finally:
         model.unload()
         base.model.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..training.checkpoints import put_back
 from ..training.errors import CheckpointError
 from ..training.files import replace_file
 from ..training.tuning.tune import MODEL_DIR
@@ -50,6 +51,8 @@ class Family:
     @property
     def specialists(self) -> tuple[str, ...]:
         """The specialists that are trained, in the order of `SPECIALISTS`."""
+        for name in SPECIALISTS:
+            put_back(self.run_folder(name), MODEL_DIR)
         return tuple(name for name in SPECIALISTS if (self.adapter_folder(name) / "adapter_config.json").is_file())
 
     def save(self) -> None:

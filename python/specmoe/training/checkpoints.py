@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -49,9 +50,12 @@ def publish(directory: Path, name: str, fill: Callable[[Path], None]) -> Path:
     Raises:
         CheckpointError: it could not be written, on a full disk for one; what was there before stays as it was.
     """
-    final, partial = directory / name, directory / f"{PARTIAL_PREFIX}{name}"
+    final, partial, replaced = (directory / f"{prefix}{name}" for prefix in ("", PARTIAL_PREFIX, _REPLACED))
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        put_back(directory, name)
+        if replaced.exists():
+            shutil.rmtree(replaced)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         fill(partial)
@@ -64,11 +68,27 @@ def publish(directory: Path, name: str, fill: Callable[[Path], None]) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"checkpoint: {final}: not written, what was saved before is kept: {error}") from error
     if final.exists():
-        os.rename(final, directory / f"{_REPLACED}{name}")
+        os.rename(final, replaced)
     os.rename(partial, final)
     _flush(directory)
-    shutil.rmtree(directory / f"{_REPLACED}{name}", ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
     return final
+
+
+def put_back(directory: Path, name: str) -> None:
+    """Puts back what a process was about to replace that died between the two renames of `publish`.
+
+    Whoever looks for a published directory that may have been replaced calls this first.
+
+    Args:
+        directory: parent directory; it may be absent.
+        name: name of the published directory.
+    """
+    replaced = directory / f"{_REPLACED}{name}"
+    if replaced.is_dir() and not (directory / name).exists():
+        # Another process may have done so in the meantime.
+        with suppress(FileNotFoundError):
+            os.rename(replaced, directory / name)
 
 
 def copy_files(source: Path, target: Path) -> None:
@@ -90,11 +110,9 @@ def clean_leftovers(directory: Path) -> list[str]:
     found = []
     for path in sorted(directory.glob(".*")) if directory.is_dir() else []:
         if path.name.startswith(_REPLACED):
-            final = directory / path.name.removeprefix(_REPLACED)
-            if final.exists():
+            put_back(directory, path.name.removeprefix(_REPLACED))
+            if path.exists():
                 shutil.rmtree(path)
-            else:
-                os.rename(path, final)
         elif path.name.startswith(PARTIAL_PREFIX):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         else:

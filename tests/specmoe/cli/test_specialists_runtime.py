@@ -178,5 +178,7 @@ def test_merge(specmoe, family, tmp_path):
     assert "the likeliest token agrees in 100.00%" in outcome.out and "times less time" in outcome.out
     report = json.loads((tmp_path / "merged.fidelity.json").read_text())
     assert report["fidelity"]["largest"] < 1e-3
+    outcome = specmoe("specialists", "merge", "runic", "--output", family, "--family", family)
+    assert outcome.code == 2 and "exists and is no merged model" in outcome.err and (family / "runic").is_dir()
     outcome = specmoe("specialists", "merge", "gpu", "--output", output, "--family", family)
     assert outcome.code == 1 and "expected a specialist with an adapter among coordinator, ascii, runic" in outcome.err

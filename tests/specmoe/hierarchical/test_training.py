@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from specmoe.hierarchical import Workspace, claim_plan, read_plan, train_expert, train_experts
 from specmoe.hierarchical.training import tune_settings
 from specmoe.training import CheckpointError, DataError, TrainingInterrupted
-from specmoe.training.checkpoints import checkpoint_steps
+from specmoe.training.checkpoints import checkpoint_steps, publish
 from specmoe.training.data import DOMAINS, encode_prompt, end_of_turn
 from specmoe.training.tuning import trainer as trainer_module
 
@@ -36,6 +36,13 @@ def press_ctrl_c_before(patch, step):
         return real(self, *args, **kwargs)
 
     patch.setattr(trainer_module.TuneTrainer, "training_step", training_step)
+
+
+def test_a_model_that_was_about_to_be_replaced(new_workspace):
+    opened = new_workspace()
+    model = publish(opened.folder("math"), "model", lambda folder: (folder / "weights").write_text("x"))
+    model.rename(model.with_name(".replaced-model"))
+    assert opened.finished("math") and model.is_dir()
 
 
 def test_all_goes_on_where_it_was_and_leaves_what_is_finished(new_workspace, monkeypatch):

@@ -75,6 +75,8 @@ def test_patterns_and_rslora_scale_as_peft_does(tmp_path):
         (lambda path: (path / BASE_FILE).write_text("{}"), "expected the name and digest"),
         (lambda path: _change(path, use_dora=True), "use_dora: expected False, got True"),
         (lambda path: _change(path, bias="all"), "bias: expected none, got all"),
+        (lambda path: _change(path, alora_invocation_tokens=[5, 6]), "alora_invocation_tokens: expected None, got"),
+        (lambda path: _change(path, kasa_config={"beta": 1e-4}), "kasa_config: expected None, got"),
     ],
 )
 def test_what_is_refused(base, saved, damage, told):

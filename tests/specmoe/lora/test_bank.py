@@ -13,6 +13,7 @@ from moe_kernels.testing import relative_error
 from specmoe.lora.adapters import read_adapter, write_adapter
 from specmoe.lora.bank import AdapterBank
 from specmoe.lora.base import Base
+from specmoe.specialists.bases.packing import keep_unpacked
 
 RANKS = {"same": {"math": 4, "code": 4, "talk": 4}, "mixed": {"math": 4, "code": 8, "talk": 2}}
 ROWS = ["math", "talk", None, "code", "math"]
@@ -107,6 +108,28 @@ def test_one_choice_serves_beams_and_any_batch(pair):
             one = {key: value[row : row + 1] for key, value in batch(2).items()}
             alone = bank.model.generate(**one, max_new_tokens=4, num_beams=2, do_sample=False)
         assert torch.equal(got[row : row + 1], alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("format", ["float32", "nf4"])
+def test_under_autocast(tmp_path, format):
+    model = tiny_model()
+    places = save_adapters(copy.deepcopy(model), tmp_path, {"math": 4, "code": 4, "talk": 4})
+    if format == "nf4":
+        bnb = pytest.importorskip("bitsandbytes")
+        for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]:
+            if "proj" in name:
+                packed = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, quant_type="nf4")
+                packed.load_state_dict(layer.state_dict())
+                model.set_submodule(name, packed.to("cpu"))
+        keep_unpacked(model.eval())
+    bank = AdapterBank(model, [read_adapter(path, name) for name, path in places.items()])
+    with bank.rows(ROWS):
+        want = bank.model(**batch()).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            got = bank.model(**batch()).logits
+    seen = batch()["attention_mask"].bool()
+    assert relative_error(got[seen], want[seen]) < 0.05
 
 
 def summed_loss(logits, labels):

@@ -53,3 +53,37 @@ def test_it_is_not_another_loop(base, tmp_path):
     train_in_rounds("math", base, tmp_path, SETTINGS, rounds=1)
     with pytest.raises(CheckpointError, match="domain: expected 'math'"):
         train_in_rounds("code", base, tmp_path, SETTINGS)
+
+
+def test_an_interrupted_first_round_is_of_its_base(base, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        with pytest.raises(TrainingInterrupted):
+            train_in_rounds("math", base, tmp_path, SETTINGS, rounds=1)
+    with pytest.raises(CheckpointError, match="base: expected"):
+        train_in_rounds("math", tiny_base(seed=1), tmp_path, SETTINGS, rounds=1)
+
+
+def test_killed_between_the_first_best_and_its_state(base, tmp_path, monkeypatch):
+    whole = train_in_rounds("math", base, tmp_path / "whole", SETTINGS, rounds=1)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("specmoe.lora.loop.replace_file", die)
+        with pytest.raises(Killed):
+            train_in_rounds("math", base, tmp_path / "parts", SETTINGS, rounds=1)
+    assert (tmp_path / "parts" / "model").is_dir()
+    parts = train_in_rounds("math", base, tmp_path / "parts", SETTINGS, rounds=1)
+    assert (parts.validation_loss, parts.losses) == (whole.validation_loss, whole.losses)
+    told = [json.loads((tmp_path / name / STATE_FILE).read_text()) for name in ("whole", "parts")]
+    # The round has brought something.
+    assert told[0] == told[1] and told[1]["worse"] == 0
+    # Killed while it replaced the best, it finds the best again.
+    parts.model_dir.rename(parts.model_dir.with_name(".replaced-model"))
+    train_in_rounds("math", base, tmp_path / "parts", SETTINGS, rounds=1)
+    assert parts.model_dir.is_dir()

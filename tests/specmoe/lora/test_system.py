@@ -9,13 +9,14 @@ import pytest
 import torch
 from tiny import records, save_adapters, tiny_base
 
-from specmoe.lora.adapters import write_base_file
+from specmoe.lora.adapters import read_adapter, write_base_file
 from specmoe.lora.evaluate import Evaluation, evaluate
 from specmoe.lora.losses import record_losses
-from specmoe.lora.merge import METHODS, combine, merge
+from specmoe.lora.merge import MERGED_FILE, METHODS, combine, merge
 from specmoe.lora.system import LoraSystem, find_adapters
 from specmoe.lora.table import table
 from specmoe.routing import Route
+from specmoe.training.checkpoints import MANIFEST
 from specmoe.training.data import encode_records
 from specmoe.training.tuning import labelled_loss
 
@@ -108,6 +109,18 @@ def test_evaluation(system, tmp_path):
     assert len(table(found).splitlines()) == 2 + len(found.losses)
 
 
+def test_adapters_that_were_about_to_be_replaced(base, folders, tmp_path):
+    place = tmp_path / "runs" / "math" / "model"
+    place.parent.mkdir(parents=True)
+    hidden = place.with_name(".replaced-model")
+    folders["math"].rename(hidden)
+    assert find_adapters(tmp_path / "runs") == {"math": place}
+    place.rename(hidden)
+    assert read_adapter(place, "math").factors
+    place.rename(hidden)
+    assert find_adapters(place) == {"model": place}
+
+
 def test_what_an_evaluation_says():
     losses = {"base": {"a": 3.0, "b": 3.0}, "a": {"a": 1.0, "b": 2.0}, "b": {"a": 1.5, "b": 1.0}}
     losses |= {"mixed": {"a": 1.2, "b": 1.1}, "right expert": {"a": 1.0, "b": 1.0}, "routed": {"a": 1.0, "b": 1.02}}
@@ -130,6 +143,32 @@ def test_merged_and_unmerged_agree(base, folders, tmp_path, names):
     for domain in names:
         assert labelled_loss(merged, rows[domain], 0) == pytest.approx(fidelity.loss_merged[domain], rel=1e-5)
         assert fidelity.loss_merged[domain] == pytest.approx(fidelity.loss_unmerged[domain], rel=1e-4)
+
+
+@pytest.mark.parametrize("there", ["models/runic/model.safetensors", "adapter_config.json"], ids=["folders", "adapter"])
+def test_merging_deletes_nothing_else(base, folders, tmp_path, there):
+    rows = {"math": encode_records(records("math", 4), base.tokenizer, 100)}
+    output, kept = tmp_path / "out", tmp_path / "out" / there
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    # As a published adapter has it.
+    (output / MANIFEST).write_text("{}")
+    with pytest.raises(FileExistsError, match="out exists and is no merged model: remove it or choose another folder"):
+        merge(base, {"math": folders["math"]}, output, rows)
+    assert kept.read_text() == "mine"
+
+
+def test_merging_needs_records_to_compare_on(base, folders, tmp_path):
+    with pytest.raises(ValueError, match="merge: expected records of a domain .* got none .*--source NAME=FILE"):
+        merge(base, {"math": folders["math"]}, tmp_path / "merged", {})
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merged_model_is_replaced(base, folders, tmp_path):
+    rows = {"math": encode_records(records("math", 4), base.tokenizer, 100)}
+    for name in ("math", "code"):
+        merge(tiny_base(), {name: folders[name]}, tmp_path / "merged", rows)
+        assert json.loads((tmp_path / "merged" / MERGED_FILE).read_text())["adapters"] == [name]
 
 
 def test_linear_is_the_weighted_mix_of_a_batch(base, folders):

@@ -65,6 +65,17 @@ def test_a_run_is_not_resumed_as_another_one(base, tmp_path):
         train_adapter("math", base, tmp_path, AdapterSettings(**SMALL))
 
 
+@pytest.mark.parametrize("other", ["base", "alpha", "dropout"])
+def test_an_interrupted_run_is_not_resumed_as_another_one(base, tmp_path, monkeypatch, other):
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        with pytest.raises(TrainingInterrupted):
+            train_adapter("math", base, tmp_path, AdapterSettings(**SMALL))
+    settings = AdapterSettings(**SMALL, **({} if other == "base" else {other: 0.5 if other == "dropout" else 3}))
+    with pytest.raises(CheckpointError, match=f"resume: {other}: expected .* as in .*checkpoint-2, got"):
+        train_adapter("math", tiny_base(seed=1) if other == "base" else base, tmp_path, settings, resume=True)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

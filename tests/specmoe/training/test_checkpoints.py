@@ -8,7 +8,15 @@ import pytest
 
 from specmoe.training import CheckpointError
 from specmoe.training import checkpoints as module
-from specmoe.training.checkpoints import checkpoint_steps, clean_leftovers, last_checkpoint, prune, publish, verify
+from specmoe.training.checkpoints import (
+    checkpoint_steps,
+    clean_leftovers,
+    last_checkpoint,
+    prune,
+    publish,
+    put_back,
+    verify,
+)
 
 
 def fill(text):
@@ -68,6 +76,39 @@ def test_dying_at_any_point_leaves_the_old_or_the_new_version(tmp_path, monkeypa
     # Two files, the manifest, the directory; two renames; the parent.
     assert died == (call < 7)
     assert content == ("old" if call < 6 else "new")
+
+
+@pytest.mark.parametrize(
+    ("function", "dies_at", "left"),
+    [
+        ("os.rename", ".partial-model", "old"),
+        ("_flush", "runs", "new"),
+        ("shutil.rmtree", ".replaced-model", "new"),
+    ],
+    ids=["between the renames", "in the last flush", "while it removes"],
+)
+def test_publishing_goes_on_after_a_kill(tmp_path, monkeypatch, function, dies_at, left):
+    runs = tmp_path / "runs"
+    publish(runs, "model", fill("old"))
+    owner, _, name = function.rpartition(".")
+    place = getattr(module, owner) if owner else module
+    real = getattr(place, name)
+
+    def dying(path, *args, **options):
+        if path.name == dies_at:
+            raise Died
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(place, name, dying)
+    with pytest.raises(Died):
+        publish(runs, "model", fill("new"))
+    monkeypatch.undo()
+    put_back(runs, "model")
+    verify(runs / "model")
+    assert (runs / "model" / "weights.bin").read_text() == left
+    publish(runs, "model", fill("newer"))
+    assert [path.name for path in runs.iterdir()] == ["model"]
+    assert (runs / "model" / "weights.bin").read_text() == "newer"
 
 
 def test_a_file_is_flushed_before_the_directory_gets_its_name(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ...training.checkpoints import put_back
 from ...training.tuning.tune import MODEL_DIR
 
 COORDINATOR = "coordinator"
@@ -56,6 +57,9 @@ def members_of(folder: Path) -> dict[str, Member]:
     folder = folder.expanduser()
     if not folder.is_dir():
         raise FamilyError(f"specialists: {folder}: found no such folder: `specmoe specialists train all` makes one")
+    put_back(folder, BASE_FOLDER)
+    for path in folder.iterdir():
+        put_back(path, MODEL_DIR)
     found = {path.name: _member(path) for path in sorted(folder.iterdir()) if _is_member(path)}
     if COORDINATOR not in found:
         there = ", ".join(found) or "none"

@@ -14,7 +14,7 @@ import torch
 
 from ...lora.adapters import read_adapter
 from ...lora.base import Base, load_base
-from ...lora.merge import Fidelity, merge
+from ...lora.merge import Fidelity, check_replaceable, merge
 from ...training.data import encode_records
 from ...training.files import replace_file
 from ..bases import load_quantized
@@ -50,14 +50,16 @@ def merge_specialist(
     Args:
         folder: the family's.
         name: the specialist.
-        output: the folder to write.
+        output: the folder to write; a merged model that is there is replaced.
         examples: of the test side, to compare on.
         dtype: of the written weights.
         seed: of the examples.
 
     Raises:
         FamilyError: there is no such specialist, or it has no adapter.
+        FileExistsError: the folder holds something else than a merged model.
     """
+    check_replaceable(output)
     members = members_of(folder)
     if name not in members or members[name].adapter is None:
         raise FamilyError(f"merge: expected a specialist with an adapter among {', '.join(members)}, got {name}")

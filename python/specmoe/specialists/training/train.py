@@ -94,7 +94,7 @@ def train_specialist(
     title = f"{name}: QLoRA of rank {settings.rank}"
     result = tune(
         model, base.tokenizer, rows, held_out, output, settings.tuning(len(rows)), resume=resume, title=title,
-        progress=progress,
+        progress=progress, more={"base": family.digest, "alpha": settings.alpha, "dropout": settings.dropout},
     )  # fmt: skip
     report = SpecialistReport(
         name=name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def tune(
     resume: bool = False,
     title: str = "",
     progress: bool | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> TuneResult:
     """Trains a causal language model on records, from where it is or on from the last checkpoint.
 
@@ -87,6 +89,8 @@ def tune(
         resume: go on from the last checkpoint in `output`; without one, start.
         title: what the plot is called.
         progress: show a bar; None shows one where standard error is a terminal.
+        more: what else a resumed run must share with the run that it continues, by name, as JSON has it: of an adapter
+            its base and what is no shape of a factor.
 
     Returns:
         The result.
@@ -99,7 +103,7 @@ def tune(
     """
     started = time.perf_counter()
     output = output.expanduser()
-    identity = {**settings.run_defining(), "records": _digest(train), "parameters": _shapes(model)}
+    identity = {**settings.run_defining(), "records": _digest(train), "parameters": _shapes(model), **(more or {})}
     resume_from = _claim(output, identity, resume)
     history = History(output, checkpoint_step(resume_from) if resume_from else 0)
     reporter = Reporter(settings.steps, progress)

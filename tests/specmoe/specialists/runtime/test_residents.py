@@ -34,6 +34,16 @@ def test_members(family, other_bases):
     assert shared["ascii"].base_bytes == sum(sizes)
 
 
+def test_models_that_were_about_to_be_replaced(tmp_path):
+    adapter, base = tmp_path / "coordinator" / ".replaced-model", tmp_path / ".replaced-base-nf4"
+    adapter.mkdir(parents=True)
+    base.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (base / "model.safetensors").write_text("x")
+    found = members_of(tmp_path)["coordinator"]
+    assert found.adapter == tmp_path / "coordinator" / "model" and found.base_bytes == 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

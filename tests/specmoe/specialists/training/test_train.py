@@ -77,6 +77,8 @@ def test_interrupted_and_resumed_is_the_same_bits(source, tmp_path, settings):
         with pytest.raises(TrainingInterrupted):
             train_specialist("ascii", parts, settings, progress=False)
     assert parts.specialists == ()
+    with pytest.raises(CheckpointError, match=r"alpha: expected 32 .* got 7"):
+        train_specialist("ascii", parts, dataclasses.replace(settings, alpha=7), resume=True, progress=False)
     resumed = train_specialist("ascii", parts, settings, resume=True, progress=False)
     assert weights(resumed) == weights(whole)
     assert resumed.validation_loss == whole.validation_loss
