@@ -21,7 +21,7 @@ from .log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
 from .rules import Rule, rule_of
 from .scores import exact, rows_of
 from .update import Rows, UpdateSettings, update
-from .variations import variations
+from .variations import in_plain_words, variations
 from .versions import drop_version, keep_version, replace_weights, restore_version, version_folder, weights_digest
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ..runtime.loaded import Loaded
     from ..runtime.router import SpecialistRouter
 
+# Among so many times the values that are checked those are found that the model can convert.
+_DRAWN = 3
 # Other values of each earlier correction that are learned again.
 _AGAIN = 8
 
@@ -186,13 +188,14 @@ class Learner:
     def _tried(self, loaded: Loaded, correction: Correction, rule: Rule | None) -> Learned:
         name, settings, tokenizer = correction.specialist, self.settings, loaded.base.tokenizer
         own = Example(correction.query, correction.answer, name)
-        more = variations(correction, rule, settings.examples + settings.checks, settings.seed) if rule else []
-        learned, checked = more[settings.checks :], more[: settings.checks]
+        spare = _DRAWN * settings.checks
+        more = variations(correction, rule, settings.examples + spare, settings.seed) if rule else []
+        learned, drawn = more[spare:], more[:spare]
         again, still = self._earlier(name)
         new = rows_of([own, *learned], tokenizer)
         # Half of the old rows are of earlier corrections, however few those are beside the corpus.
         old = self._corpus(name, TRAIN, tokenizer), rows_of(again, tokenizer)
-        asked, others, earlier = (rows_of(each, tokenizer) for each in ([own], checked, still))
+        asked, earlier = rows_of([own], tokenizer), rows_of(still, tokenizer)
         held_out = self._corpus(name, TEST, tokenizer)
 
         def which(rows: Rows) -> list[bool]:
@@ -202,6 +205,10 @@ class Learner:
         def right(rows: Rows) -> int:
             return sum(which(rows))
 
+        # The rule is what is to be learned: a value that the model cannot convert in any words says nothing of it.
+        able = which(rows_of([in_plain_words(each, rule) for each in drawn], tokenizer)) if rule else []
+        checked = [each for each, can in zip(drawn, able, strict=True) if can] or drawn
+        others = rows_of(checked[: settings.checks], tokenizer)
         before, kept_before = right(held_out), which(earlier)
         blend = Blend(loaded.bank.trainable())
         scores = [before]

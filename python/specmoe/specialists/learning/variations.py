@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 from ...notation import Contract, Handle, Value, find_value, render
@@ -41,6 +42,13 @@ def variations(correction: Correction, rule: Rule, count: int, seed: int, side: 
         if len(found) == count:
             break
     return list(found.values())
+
+
+def in_plain_words(example: Example, rule: Rule) -> Example:
+    """Returns a variation asked in words that every specialist is trained on."""
+    text = example.prompt[len(rule.before) : len(example.prompt) - len(rule.after)]
+    prompt = f"Convert from {rule.source.upper()} to {rule.target.upper()}: {text}"
+    return dataclasses.replace(example, prompt=prompt)
 
 
 def varied(value: Value, draw: random.Random, words: Words) -> Value:
