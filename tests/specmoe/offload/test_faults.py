@@ -127,8 +127,10 @@ def test_a_store_may_be_replaced_while_it_is_read(checkpoint: Path) -> None:
 
 
 RUN = """
-import sys, torch
+import signal, sys, torch
 from specmoe.offload import offload
+# Of a shell's job in the background it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 ids = torch.tensor([[3, 4, 5, 6]])
 with offload(sys.argv[1], sys.argv[2], memory="200KiB") as engine:
@@ -178,7 +180,7 @@ def test_killed_at_random_moments_a_run_leaves_the_store_whole(how: signal.Signa
 @pytest.mark.slow
 def test_a_killed_process_leaves_no_store_of_a_model_in_memory(checkpoint: Path) -> None:
     code = RUN.replace("sys.argv[1], sys.argv[2]", "AutoModelForCausalLM.from_pretrained(sys.argv[1])").replace(
-        "import sys, torch", "import sys, torch\nfrom transformers import AutoModelForCausalLM"
+        "import signal, sys, torch", "import signal, sys, torch\nfrom transformers import AutoModelForCausalLM"
     )
     environment = {**os.environ, "SPECMOE_CACHE": str(checkpoint.parent / "cache")}
     process = subprocess.Popen(

@@ -42,9 +42,9 @@ class UpdateSettings:
         seed: of everything that is drawn.
     """
 
-    steps: int = 120
+    steps: int = 200
     check_every: int = 10
-    new: int = 6
+    new: int = 8
     old: int = 10
     anchor: float = 4.0
     learning_rate: float = 1e-3
