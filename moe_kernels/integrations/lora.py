@@ -107,14 +107,14 @@ def _parts(experts: nn.Module) -> Parts:
         up_bias = None if layout.gate_up_bias is None else getattr(experts, layout.gate_up_bias)
         down_bias = None if layout.down_bias is None else getattr(experts, layout.down_bias)
         between = _activation(layout.activation, layout.limit, up.shape[1] == 2 * down.shape[2], layout.interleaved)
-        options = {"dynamic": experts.dynamic, "batch_invariant": layout.batch_invariant, "backend": layout.backend}
-        return Parts(up, down, up_bias, down_bias, False, between, **options)
+        asked = (experts.dynamic, layout.batch_invariant, layout.backend)
+        return Parts(up, down, up_bias, down_bias, False, between, None, *asked)
     assert isinstance(experts, Experts)
     name = experts._up_name
     between = _activation(experts.activation, None, experts.gated, False)
     up_bias, down_bias = getattr(experts, f"{name}_bias"), experts.down_proj_bias
-    options = {"batch_invariant": experts.batch_invariant, "backend": experts.backend}
-    return Parts(getattr(experts, name), experts.down_proj, up_bias, down_bias, False, between, **options)
+    asked = (False, experts.batch_invariant, experts.backend)
+    return Parts(getattr(experts, name), experts.down_proj, up_bias, down_bias, False, between, None, *asked)
 
 
 def _activation(name: str, limit: float | None, gated: bool, interleaved: bool) -> Callable[[Tensor], Tensor]:
