@@ -3,6 +3,9 @@
 `MOE_TEST_DEVICE=cuda` runs them on a GPU. Where there is none, the Triton kernels run in Triton's interpreter, which
 takes seconds for what others do in a millisecond: there some of the shapes belong to the default run, some more to the
 slow one, and the rest runs on GPUs only.
+
+On a GPU Triton compiles about a kernel a second, and has thousands to compile for all of it. With `MOE_TEST_SAMPLE=1`
+its tests run over the shapes that the interpreter has, in float32 and bfloat16; the other backends' over all of them.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 DEVICE = os.environ.get("MOE_TEST_DEVICE", "cpu")
+SAMPLE = os.environ.get("MOE_TEST_SAMPLE") == "1"
 if DEVICE == "cpu":
     # Read once, when the first kernel is defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -88,16 +92,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if DEVICE != "cpu":
+    on_gpu = DEVICE != "cpu"
+    if on_gpu and not SAMPLE:
         return
     left_out = []
     for item in items:
         given = getattr(item, "callspec", None)
         if given is None or "triton" not in (given.params.get("backend"), given.params.get("engine")):
             continue
-        if _too_slow_to_interpret(item, given.params):
+        if _too_slow_to_interpret(item, given.params) or (on_gpu and given.params.get("dtype") == torch.float16):
             left_out.append(item)
-        elif _slow_to_interpret(item, given.params):
+        elif not on_gpu and _slow_to_interpret(item, given.params):
             item.add_marker(pytest.mark.slow)
     config.hook.pytest_deselected(items=left_out)
     gone = set(left_out)
