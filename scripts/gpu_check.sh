@@ -52,6 +52,8 @@ fi
 mkdir -p "$folder" || exit 2
 folder=$(cd "$folder" && pwd)
 deadline=$((SECONDS + minutes * 60))
+# The limits of parts are those of nine minutes; where there are more, each has more.
+scale=$((minutes > 9 ? minutes : 9))
 # For the table and the figure at the end.
 reserve=15 worst=0 child="" running="" warming="" warm_log=""
 declare -A begun=()
@@ -214,7 +216,7 @@ bench() { # DEVICE PYTHON SMALL FOLDER
 
 export -f build every_op one_op run_tests sanitize bench
 call() { # NAME LIMIT LOG FUNCTION ARGUMENTS...
-    local name=$1 limit=$2 log=$3 function=$4
+    local name=$1 limit=$(($2 * scale / 9)) log=$3 function=$4
     shift 4
     part "$name" "$limit" "$log" bash -c "$function \"\$@\"" "$function" "$@"
 }
@@ -248,13 +250,14 @@ stop_warming() {
 # Seconds for the parts after the benchmark; it has what they leave, but never less than carries the goals.
 after=0
 for name in tests:70 memcheck:45 racecheck:30; do
-    [[ ,$parts, != *",${name%:*},"* ]] || after=$((after + ${name#*:}))
+    [[ ,$parts, != *",${name%:*},"* ]] || after=$((after + ${name#*:} * scale / 9))
 done
 
 call build 170 build.log build $device "$python"
 call every_op 75 every_op.log every_op $device "$python"
 start_warming
-stop_warming 60
+# On a CPU there is nothing to compile: it is only tried.
+[ $device = cuda ] && stop_warming 60 || stop_warming 5
 left=$((deadline - SECONDS - reserve - after))
 call bench $((left > 190 ? left : 190)) bench.log bench $device "$python" "$small" "$folder"
 call tests 80 tests.log run_tests $device "$python" "$small"

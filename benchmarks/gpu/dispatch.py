@@ -20,8 +20,8 @@ from gpu.arms import PEERS
 from gpu.results import Row
 
 WORKER = Path(__file__).with_name("worker.py")
-# Seconds for a worker to start and measure the ceilings, and for a row.
-START, FOR_A_ROW = 90.0, 25.0
+# Seconds for a worker to start and measure the ceilings; for a row. A CPU only tries the harness, beside other work.
+START, FOR_A_ROW = 90.0, {"cuda": 25.0, "cpu": 150.0}
 # Rows of an arm in a group, and in all groups, that may take their worker with them before the others are left out:
 # a new worker takes seconds to start. One that hangs takes its whole time, and counts as all that a group may lose.
 LOST_IN_A_GROUP, LOST_IN_ALL = 2, 6
@@ -131,7 +131,7 @@ class Dispatch:
                 self.worker = Worker(self.device, self.small, self.data.get("ceilings"))
                 self.data["ceilings"] = self.worker.answer(min(START, left))
                 results.save(self.folder, self.data)
-            answer = self.worker.ask(row, min(FOR_A_ROW, self.deadline - time.monotonic()))
+            answer = self.worker.ask(row, min(FOR_A_ROW[self.device], self.deadline - time.monotonic()))
         except Stopped as reason:
             self._end_worker()
             if time.monotonic() >= self.deadline - 0.5:
