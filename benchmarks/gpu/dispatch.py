@@ -20,7 +20,7 @@ from gpu.arms import PEERS
 from gpu.results import Row
 
 WORKER = Path(__file__).with_name("worker.py")
-# Seconds for a worker to start and measure the ceilings; for a row. A CPU only tries the harness, beside other work.
+# Seconds for a worker to start and measure the ceilings, and for a row by device. A CPU only tries the harness.
 START, FOR_A_ROW = 90.0, {"cuda": 25.0, "cpu": 150.0}
 # Rows of an arm in a group, and in all groups, that may take their worker with them before the others are left out:
 # a new worker takes seconds to start. One that hangs takes its whole time, and counts as all that a group may lose.
