@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Everything about a GPU in one command and nine minutes: builds, runs every op, the tests and compute-sanitizer, and
-# measures every row of docs/performance.md beside the libraries that are installed.
+# Everything about a GPU in one command and nine minutes: builds, runs every op, measures every row of
+# docs/performance.md beside the libraries that are installed, and runs a sample of the tests and compute-sanitizer.
 #
-#   scripts/gpu_check.sh [--parts build,every_op,tests,memcheck,racecheck,bench] [--minutes 9] [--small] FOLDER
+#   scripts/gpu_check.sh [--parts build,every_op,bench,tests,memcheck,racecheck] [--minutes 9] [--small] FOLDER
 #
 # FOLDER gets gpu.json, gpu.md (the table), gpu.png and five logs, each complete as far as the run came. A part that
 # fails or outlasts its time is recorded, and the next one begins. --small: tiny sizes and one file of tests. --cpu:
-# without a GPU, to try this script itself. PYTHON names the interpreter, JOBS how many tests run at once.
+# without a GPU, to try this script itself. PYTHON names the interpreter, JOBS how many processes run at once.
 # Exit status: 0; 1 if a part failed; 2 without a GPU or with wrong arguments; 130 if it was interrupted.
 set -uo pipefail
 # Children in process groups of their own: Ctrl-C comes here alone, and they do not ignore the signal that ends them.
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.." || exit 2
 
 usage() { echo "usage: scripts/gpu_check.sh [--parts LIST] [--minutes N] [--small] [--cpu] FOLDER" >&2; exit 2; }
 
-every=build,every_op,tests,memcheck,racecheck,bench
+every=build,every_op,bench,tests,memcheck,racecheck
 device=cuda small="" minutes=9 folder="" parts=$every
 while [ $# -gt 0 ]; do
     case $1 in
@@ -36,6 +36,9 @@ for name in ${parts//,/ }; do
 done
 
 python=${PYTHON:-python3}
+# nproc gives OMP_NUM_THREADS where that is set.
+cores=$(env -u OMP_NUM_THREADS nproc)
+export JOBS=${JOBS:-$((cores < 14 ? cores : 14))}
 export PATH="$PATH:/usr/local/cuda/bin" PYTHONUNBUFFERED=1
 # The package runs from here even if it cannot be installed.
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
@@ -49,6 +52,8 @@ fi
 mkdir -p "$folder" || exit 2
 folder=$(cd "$folder" && pwd)
 deadline=$((SECONDS + minutes * 60))
+# The limits of parts are those of nine minutes; where there are more, each has more.
+scale=$((minutes > 9 ? minutes : 9))
 # For the table and the figure at the end.
 reserve=15 worst=0 child="" running="" warming="" warm_log=""
 declare -A begun=()
@@ -112,7 +117,10 @@ shorten() { # LOG
 
 part() { # NAME LIMIT LOG COMMAND...
     local name=$1 limit=$2 log=$folder/$3 left=$((deadline - SECONDS - reserve)) begin=$SECONDS status own start
+    local grace=10
     shift 3
+    # pytest sums up what there is, which takes a while after thousands of tests.
+    [ "$name" != tests ] || grace=30
     [[ ,$parts, == *",$name,"* ]] || return 0
     if [ $left -lt 5 ]; then
         record "$name" skipped 0 "no time left"
@@ -124,7 +132,7 @@ part() { # NAME LIMIT LOG COMMAND...
     open_log "$name" "$log"
     start=$(wc -c <"$log")
     # Straight into the log: whoever kills this script has what there is.
-    LIMIT=$limit timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$log" 2>&1 </dev/null &
+    LIMIT=$limit timeout --signal=INT --kill-after=$grace "$limit" "$@" >>"$log" 2>&1 </dev/null &
     child=$! running=$name
     wait $child
     status=$?
@@ -142,11 +150,39 @@ part() { # NAME LIMIT LOG COMMAND...
 }
 
 build() { # DEVICE PYTHON
-    local status=0
+    local status=0 version repository=$PWD
+    version=$("$2" -c 'import setuptools; print(setuptools.__version__)')
+    echo "setuptools $version"
     if [ "$1" = cuda ]; then
-        MOE_KERNELS_CUDA=auto "$2" -m pip install --no-build-isolation --no-deps -e . || status=$?
+        export MOE_KERNELS_CUDA=auto
+        if [ "${version%%.*}" -ge 77 ] 2>/dev/null; then
+            "$2" -m pip install --no-build-isolation --no-deps -e . || status=$?
+        else
+            # It refuses pyproject.toml for the form of its license: from elsewhere, setup.py builds without it.
+            (cd "$(mktemp -d)" && "$2" "$repository/setup.py" build_native --build-lib "$repository") || status=$?
+        fi
     fi
     "$2" -m moe_kernels && return "$status"
+}
+
+# One process for each op and type: Triton compiles for seconds, and one op that hangs keeps no other from its turn.
+every_op() { # DEVICE PYTHON
+    [ "$1" = cuda ] || exec "$2" benchmarks/gpu/every_op.py --device "$1"
+    local op type ops=(grouped_mm fused_experts grouped_lora topk_gating route permute unpermute)
+    export OMP_NUM_THREADS=1 END=$(($(date +%s) + LIMIT - 5))
+    for op in "${ops[@]}" "fused_experts nf4" "fused_experts int8"; do
+        for type in bfloat16 float32; do printf '%s\n' "$op" "$type"; done
+    done | xargs -d '\n' -n 2 -P "$JOBS" bash -c 'one_op "$@"' "$2"
+}
+
+one_op() { # OP TYPE; $0 is PYTHON
+    local left=$((END - $(date +%s))) status
+    # Whole lines: others write into the same log.
+    timeout --foreground --signal=KILL $((left > 1 ? left : 1)) \
+        "$0" benchmarks/gpu/every_op.py --ops "$1" --dtypes "$2" 2>&1 | sed -u ''
+    status=${PIPESTATUS[0]}
+    [ "$status" -ne 137 ] || echo "FAILED: no answer from $1 $2"
+    return "$status"
 }
 
 run_tests() { # DEVICE PYTHON SMALL
@@ -154,12 +190,12 @@ run_tests() { # DEVICE PYTHON SMALL
     for plugin in xdist pytest_timeout; do
         "$2" -c "import $plugin" 2>/dev/null || continue
         case $plugin in
-            xdist) options+=(-n "${JOBS:-$(($(nproc) < 8 ? $(nproc) : 8))}") ;;
+            xdist) options+=(-n "$JOBS") ;;
             pytest_timeout) options+=(--timeout=60 --timeout-method=thread) ;;
         esac
     done
     [ -z "$3" ] || files=(tests/ops/test_route.py) options=()
-    export MOE_TEST_DEVICE=$1 OMP_NUM_THREADS=2
+    export MOE_TEST_DEVICE=$1 MOE_TEST_SAMPLE=1 OMP_NUM_THREADS=2
     exec "$2" -m pytest -v --tb=short --maxfail=300 -p no:cacheprovider "${options[@]}" "${files[@]}"
 }
 
@@ -170,7 +206,7 @@ sanitize() { # TOOL PYTHON
     ! compute-sanitizer --help 2>&1 | grep -q -- --launch-timeout || options+=(--launch-timeout 120)
     # Every tensor in an allocation of its own, so that a step over its end is seen.
     [ "$1" != memcheck ] || export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-    exec compute-sanitizer "${options[@]}" "$2" benchmarks/gpu/every_op.py --dtypes bfloat16
+    exec compute-sanitizer "${options[@]}" "$2" benchmarks/gpu/every_op.py --dtypes bfloat16 --backends cuda,triton
 }
 
 bench() { # DEVICE PYTHON SMALL FOLDER
@@ -178,21 +214,22 @@ bench() { # DEVICE PYTHON SMALL FOLDER
     exec "$2" benchmarks/gpu/run.py --device "$1" --output "$4" --seconds $((LIMIT - 3)) $3
 }
 
-export -f build run_tests sanitize bench
+export -f build every_op one_op run_tests sanitize bench
 call() { # NAME LIMIT LOG FUNCTION ARGUMENTS...
-    local name=$1 limit=$2 log=$3 function=$4
+    local name=$1 limit=$(($2 * scale / 9)) log=$3 function=$4
     shift 4
     part "$name" "$limit" "$log" bash -c "$function \"\$@\"" "$function" "$@"
 }
 
 start_warming() {
-    [[ ,$parts, == *,bench,* ]] || return 0
+    [[ ,$parts, == *,bench,* ]] && [ $((deadline - SECONDS)) -gt 120 ] || return 0
+    warm_log=$(mktemp)
     # shellcheck disable=SC2086
     "$python" benchmarks/gpu/warm.py --device $device $small >"$warm_log" 2>&1 </dev/null &
     warming=$!
 }
 
-# Kernels are compiled while the tests run; what is not done a minute after them, the benchmarks compile themselves.
+# What is not compiled by then, the benchmarks compile themselves.
 stop_warming() {
     [ -n "$warming" ] || return 0
     local waited=0
@@ -204,25 +241,32 @@ stop_warming() {
     kill -KILL -- "-$warming" 2>/dev/null
     wait "$warming" 2>/dev/null
     warming=""
-    [ $waited -eq 0 ] || echo "waited $waited s for kernels to be compiled"
+    echo "waited $waited s for kernels to be compiled"
     open_log "compiled beforehand" "$folder/bench.log"
     cat "$warm_log" >>"$folder/bench.log"
     rm -f "$warm_log"
 }
 
-call build 120 build.log build $device "$python"
-warm_log=$(mktemp)
+# Seconds for the parts after the benchmark; it has what they leave, but never less than carries the goals.
+after=0
+for name in tests:70 memcheck:45 racecheck:30; do
+    [[ ,$parts, != *",${name%:*},"* ]] || after=$((after + ${name#*:} * scale / 9))
+done
+
+call build 170 build.log build $device "$python"
+call every_op 75 every_op.log every_op $device "$python"
 start_warming
-part every_op 45 every_op.log "$python" benchmarks/gpu/every_op.py --device $device
-call tests 120 tests.log run_tests $device "$python" "$small"
+# On a CPU there is nothing to compile: it is only tried.
+[ $device = cuda ] && stop_warming 60 || stop_warming 5
+left=$((deadline - SECONDS - reserve - after))
+call bench $((left > 190 ? left : 190)) bench.log bench $device "$python" "$small" "$folder"
+call tests 80 tests.log run_tests $device "$python" "$small"
 if [ $device = cuda ]; then
     call memcheck 60 sanitizer.log sanitize memcheck "$python"
-    call racecheck 40 sanitizer.log sanitize racecheck "$python"
+    call racecheck $((minutes * 60)) sanitizer.log sanitize racecheck "$python"
 else
     record memcheck skipped 0 "needs a GPU"
     record racecheck skipped 0 "needs a GPU"
 fi
-[ $((deadline - SECONDS)) -gt 120 ] && stop_warming 60 || stop_warming 0
-call bench $((minutes * 60)) bench.log bench $device "$python" "$small" "$folder"
 finish
 exit $worst

@@ -13,7 +13,6 @@ from gpu import arms, shapes
 from gpu.check import check_forward
 from gpu.context import Context
 from gpu.results import Row
-from gpu.timing import measure_graph
 from moe_kernels.quantized_weights import QuantizedWeight, quantize_int8, quantize_nf4
 
 # `arm` of a row is "BACKEND FORMAT" where the weights are quantized.
@@ -36,7 +35,7 @@ def decode(context: Context, row: Row) -> None:
         arm = arms.arm(row.arm, gate_up, down)
         factor = arms.PEERS_TOLERANCE if row.arm in arms.PEERS else 1.0
         row.error = max(check_forward(arm.forward(one), one, gate_up, down, factor) for one in given[:2])
-        context.time(row, measure_graph(_calls(arm, given), device))
+        context.time(row, context.measure_graph(_calls(arm, given)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -68,6 +67,6 @@ def quantized(context: Context, row: Row) -> None:
         # ×2: a kernel may round those values to bfloat16, or scale sums of the unrounded ones.
         row.error = check_forward(arm.forward(given[0]), given[0], *values, 2.0)
         del values
-        context.time(row, measure_graph(_calls(arm, given), device))
-        without = measure_graph(_calls(plain, given), device)
+        context.time(row, context.measure_graph(_calls(arm, given)))
+        without = context.measure_graph(_calls(plain, given))
     row.ratio, row.ratio_of = without.seconds / row.seconds, "times faster than bfloat16"

@@ -20,15 +20,19 @@ from gpu.arms import PEERS
 from gpu.results import Row
 
 WORKER = Path(__file__).with_name("worker.py")
-# Seconds for a worker to start and measure the ceilings, and for a row.
-START, FOR_A_ROW = 90.0, 45.0
+# Seconds for a worker to start and measure the ceilings, and for a row by device. A CPU only tries the harness.
+START, FOR_A_ROW = 90.0, {"cuda": 25.0, "cpu": 150.0}
 # Rows of an arm in a group, and in all groups, that may take their worker with them before the others are left out:
-# a new worker takes seconds to start.
+# a new worker takes seconds to start. One that hangs takes its whole time, and counts as all that a group may lose.
 LOST_IN_A_GROUP, LOST_IN_ALL = 2, 6
 
 
 class Stopped(Exception):
-    """A worker did not answer in time, or ended."""
+    """A worker ended, or did not answer in time."""
+
+
+class NoAnswer(Stopped):
+    """A worker did not answer in time."""
 
 
 class Worker:
@@ -51,12 +55,13 @@ class Worker:
         """Return the next answer.
 
         Raises:
-            Stopped: none within `limit` seconds, or the process is gone.
+            NoAnswer: none within `limit` seconds.
+            Stopped: the process is gone.
         """
         try:
             line = self.answers.get(timeout=max(0.1, limit))
         except queue.Empty:
-            raise Stopped(f"no answer within {limit:.0f} s") from None
+            raise NoAnswer(f"no answer within {limit:.0f} s") from None
         if line is None:
             code = self.process.wait()
             name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
@@ -126,12 +131,12 @@ class Dispatch:
                 self.worker = Worker(self.device, self.small, self.data.get("ceilings"))
                 self.data["ceilings"] = self.worker.answer(min(START, left))
                 results.save(self.folder, self.data)
-            answer = self.worker.ask(row, min(FOR_A_ROW, self.deadline - time.monotonic()))
+            answer = self.worker.ask(row, min(FOR_A_ROW[self.device], self.deadline - time.monotonic()))
         except Stopped as reason:
             self._end_worker()
             if time.monotonic() >= self.deadline - 0.5:
                 return dataclasses.replace(row, status="skipped", reason="no time left")
-            self._count(row, str(reason))
+            self._count(row, str(reason), LOST_IN_A_GROUP if isinstance(reason, NoAnswer) else 1)
             return dataclasses.replace(row, status="failed", reason=str(reason))
         fit = answer.pop("fit")
         row = Row(**answer)
@@ -140,9 +145,9 @@ class Dispatch:
             self._count(row, row.reason)
         return row
 
-    def _count(self, row: Row, reason: str) -> None:
+    def _count(self, row: Row, reason: str, times: int = 1) -> None:
         # A peer needs no second try: what compiles for minutes, or cannot be recorded in a graph, does so again.
-        self.lost[row.arm, row.group] += LOST_IN_A_GROUP if row.arm in PEERS else 1
+        self.lost[row.arm, row.group] += LOST_IN_A_GROUP if row.arm in PEERS else times
         self.why[row.arm] = reason
 
     def _given_up(self, row: Row) -> str | None:

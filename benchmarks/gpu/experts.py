@@ -12,11 +12,11 @@ from gpu import arms, shapes
 from gpu.check import check_backward, check_forward
 from gpu.context import Context
 from gpu.results import Row
-from gpu.timing import Measured, Skip, measure, measure_graph
+from gpu.timing import Measured, Skip
 
 
 def _layer(context: Context, row: Row, grad: bool) -> tuple[shapes.Shape, Tensor, Tensor, Tokens]:
-    shape = shapes.fitting(context.models[row.case], row.T, shapes.free_memory(context.device))
+    shape = context.fitting(row)
     gate_up, down = shapes.weights(shape, context.device)
     row.sizes = shape._asdict()
     gate_up.requires_grad_(grad)
@@ -36,7 +36,7 @@ def forward(context: Context, row: Row) -> None:
     with torch.no_grad():
         arm = arms.arm(row.arm, gate_up, down)
         row.error = check_forward(arm.forward(tokens), tokens, gate_up, down, _tolerance(row.arm))
-        context.time(row, measure(lambda: arm.forward(tokens), context.device))
+        context.time(row, context.measure(lambda: arm.forward(tokens)))
 
 
 def training(context: Context, row: Row) -> None:
@@ -60,7 +60,7 @@ def training(context: Context, row: Row) -> None:
         grads = step()
         row.error = check_backward(grads, grad, tokens, gate_up, down, arm, _tolerance(row.arm))
         del grads
-        context.time(row, measure(step, context.device, limit=0.8))
+        context.time(row, context.measure(step, limit=0.8))
 
 
 def batch_invariant(context: Context, row: Row) -> None:
@@ -84,8 +84,8 @@ def batch_invariant(context: Context, row: Row) -> None:
 def _clock(context: Context, T: int, arm: Arm, tokens: Tokens) -> Measured:
     """Few tokens take less time than the host needs to launch them: they go into a graph where there are graphs."""
     if T <= 64 and context.device.type == "cuda":
-        return measure_graph([lambda: arm.forward(tokens)] * 8, context.device)
-    return measure(lambda: arm.forward(tokens), context.device)
+        return context.measure_graph([lambda: arm.forward(tokens)] * 8)
+    return context.measure(lambda: arm.forward(tokens))
 
 
 def _require_same_bits(out: Tensor, tokens: Tokens, call: Callable[[Tokens], Tensor]) -> None:

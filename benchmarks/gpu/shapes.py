@@ -62,9 +62,9 @@ def fitting(shape: Shape, T: int, free: int | None) -> Shape:
     return shape._replace(E=E)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that are free on a GPU; None for a CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+def free_memory(device: torch.device, empty: bool = False) -> int | None:
+    """Return the bytes that are free on a GPU, or would be if it were empty; None for a CPU."""
+    return torch.cuda.mem_get_info(device)[int(empty)] if device.type == "cuda" else None
 
 
 def weights(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:

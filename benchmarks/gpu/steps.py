@@ -11,7 +11,6 @@ from gpu import shapes
 from gpu.check import Wrong
 from gpu.context import Context
 from gpu.results import Row
-from gpu.timing import measure, measure_graph
 from moe_kernels import grouped_lora, permute, route, topk_gating, unpermute
 from moe_kernels.testing import TOLERANCE, relative_error
 
@@ -37,7 +36,7 @@ def permute_rows(context: Context, row: Row) -> None:
     if not torch.equal(got, tokens.x[plan.row_token.long()]):
         raise Wrong("rows differ from x[row_token]")
     del got
-    context.time(row, measure(lambda: permute(tokens.x, plan, backend=row.arm), context.device))
+    context.time(row, context.measure(lambda: permute(tokens.x, plan, backend=row.arm)))
 
 
 def unpermute_rows(context: Context, row: Row) -> None:
@@ -54,7 +53,7 @@ def unpermute_rows(context: Context, row: Row) -> None:
     want = (rows[first].float() * tokens.routing[:64, :, None]).sum(1)
     _require(row, got[:64], want, TOLERANCE[shapes.DTYPE])
     del got
-    context.time(row, measure(lambda: unpermute(rows, plan, tokens.routing, backend=row.arm), context.device))
+    context.time(row, context.measure(lambda: unpermute(rows, plan, tokens.routing, backend=row.arm)))
 
 
 def gating(context: Context, row: Row) -> None:
@@ -70,7 +69,7 @@ def gating(context: Context, row: Row) -> None:
     if not torch.equal(got.indices, want.indices):
         raise Wrong("indices differ from the reference's")
     _require(row, got.weights, want.weights, 10 * TOLERANCE[torch.float32])
-    context.time(row, measure_graph([call] * IN_A_GRAPH, context.device))
+    context.time(row, context.measure_graph([call] * IN_A_GRAPH))
 
 
 def routing(context: Context, row: Row) -> None:
@@ -85,7 +84,7 @@ def routing(context: Context, row: Row) -> None:
     ):
         if not torch.equal(got, want):
             raise Wrong(f"{name} differs from the reference's")
-    context.time(row, measure_graph([call] * IN_A_GRAPH, context.device))
+    context.time(row, context.measure_graph([call] * IN_A_GRAPH))
 
 
 def lora(context: Context, row: Row) -> None:
@@ -109,7 +108,7 @@ def lora(context: Context, row: Row) -> None:
     want = 2.0 * torch.bmm(B[few].float(), shrunk)[:, :, 0]
     with torch.no_grad():
         _require(row, call()[:64], want, TOLERANCE[dtype])
-        if context.device.type == "cuda" and N <= 256:
-            context.time(row, measure_graph([call] * IN_A_GRAPH, device))
+        if device.type == "cuda":
+            context.time(row, context.measure_graph([call] * IN_A_GRAPH))
         else:
-            context.time(row, measure(call, device))
+            context.time(row, context.measure(call))

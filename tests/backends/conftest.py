@@ -1,4 +1,8 @@
-"""Where the CUDA backend's tests run: on a GPU, and on CPU tensors with every thread run by csrc/cuda/emulate."""
+"""Where the CUDA backend's tests run: on a GPU, and on CPU tensors with every thread run by csrc/cuda/emulate.
+
+With `MOE_TEST_DEVICE=cuda` only what a GPU computes: what the CPU does for minutes (emulated blocks, kernels compiled
+for GPUs that are not there) is left out.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,21 @@ def _helper() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _by_the_cpu(item: pytest.Item) -> bool:
+    given = getattr(item, "callspec", None)
+    emulated = given is not None and given.params.get("device") == "emulated"
+    compiled = item.path == Path(__file__).parent / "triton" / "test_compile.py"
+    return emulated or compiled or "emulation" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("MOE_TEST_DEVICE", "cpu") == "cpu":
+        return
+    left_out = [item for item in items if _by_the_cpu(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -97,3 +99,23 @@ def test_runs_inside_a_cuda_graph() -> None:
     x.copy_(torch.randn(64, 96, device="cuda"))
     graph.replay()
     assert torch.equal(out, step())
+
+
+@on_gpu
+def test_the_first_work_of_another_thread() -> None:
+    """A tensor map is made by the driver, which refuses it to a thread without a context."""
+    plan = moe_kernels.route(random_indices(200, 4, 2).cuda(), 4)
+    x, w = (torch.randn(*shape).to("cuda", torch.bfloat16) for shape in ((400, 72), (4, 136, 72)))
+    found: list[torch.Tensor] = []
+
+    def multiply() -> None:
+        with torch.no_grad():
+            found.append(moe_kernels.grouped_mm(x, w, plan.offsets, backend="cuda"))
+
+    multiply()
+    other = threading.Thread(target=multiply)
+    other.start()
+    other.join()
+    torch.cuda.synchronize()
+    assert len(found) == 2
+    assert torch.equal(*found)

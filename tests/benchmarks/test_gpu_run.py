@@ -60,7 +60,7 @@ def test_a_row_that_takes_its_worker_down_is_one_row(
     trouble: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "WORKER", _worker(tmp_path, f"if row['arm'] == 'bad': {trouble}\n{ANSWER}"))
-    monkeypatch.setattr(dispatch, "FOR_A_ROW", 1.0)
+    monkeypatch.setitem(dispatch.FOR_A_ROW, "cpu", 1.0)
     data = results.load(tmp_path)
     todo = [Row("forward", "OLMoE", 1, arm) for arm in ("first", "bad", "last")]
     dispatch.Dispatch(data, tmp_path, "cpu", True, time.monotonic() + 60).measure(todo)
@@ -80,6 +80,17 @@ def test_what_takes_its_workers_down_is_given_up(tmp_path: Path, monkeypatch: py
     states = [row.status for row in results.rows_of(data)]
     assert states == ["failed", "failed", "skipped", "failed", "skipped", "ok", "failed"]
     assert data["rows"][2]["reason"] == "not tried again: the process ended: exit status 7"
+
+
+def test_what_hangs_in_a_group_is_not_tried_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "WORKER", _worker(tmp_path, f"if row['T'] == 0: time.sleep(60)\n{ANSWER}"))
+    monkeypatch.setitem(dispatch.FOR_A_ROW, "cpu", 1.0)
+    data = results.load(tmp_path)
+    todo = [Row(group, "OLMoE", T, "cuda") for group in ("forward", "decode") for T in (0, 1)]
+    todo[2].T = 2
+    dispatch.Dispatch(data, tmp_path, "cpu", True, time.monotonic() + 60).measure(todo)
+    assert [row.status for row in results.rows_of(data)] == ["failed", "skipped", "ok", "ok"]
+    assert data["rows"][1]["reason"] == "not tried again: no answer within 1 s"
 
 
 def test_a_library_that_is_not_there_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

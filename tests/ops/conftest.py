@@ -3,6 +3,10 @@
 `MOE_TEST_DEVICE=cuda` runs them on a GPU. Where there is none, the Triton kernels run in Triton's interpreter, which
 takes seconds for what others do in a millisecond: there some of the shapes belong to the default run, some more to the
 slow one, and the rest runs on GPUs only.
+
+On a GPU Triton compiles about a kernel a second, and has thousands to compile for all of it. With `MOE_TEST_SAMPLE=1`
+its tests are those of the interpreter's default run and the sizes of models, in float32 and bfloat16: 800 kernels.
+The other backends' are all of them.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import pytest
 import torch
 
 DEVICE = os.environ.get("MOE_TEST_DEVICE", "cpu")
+SAMPLE = os.environ.get("MOE_TEST_SAMPLE") == "1"
 if DEVICE == "cpu":
     # Read once, when the first kernel is defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -88,16 +93,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if DEVICE != "cpu":
+    on_gpu = DEVICE != "cpu"
+    if on_gpu and not SAMPLE:
         return
     left_out = []
     for item in items:
         given = getattr(item, "callspec", None)
         if given is None or "triton" not in (given.params.get("backend"), given.params.get("engine")):
             continue
-        if _too_slow_to_interpret(item, given.params):
+        slow = _slow_to_interpret(item, given.params)
+        if _too_slow_to_interpret(item, given.params) or (on_gpu and _not_in_the_sample(item, given.params, slow)):
             left_out.append(item)
-        elif _slow_to_interpret(item, given.params):
+        elif slow and not on_gpu:
             item.add_marker(pytest.mark.slow)
     config.hook.pytest_deselected(items=left_out)
     gone = set(left_out)
@@ -130,6 +137,11 @@ def _too_slow_to_interpret(item: pytest.Item, given: dict[str, object]) -> bool:
     if name == "test_model_sizes" and "mixed" not in given:
         return _shape(given, "HI") not in SLOWLY_EXPERTS and given.get("size") not in SLOWLY_WEIGHTS
     return name in ("test_permute", "test_unpermute") and _shape(given) in NOT_MOVED
+
+
+def _not_in_the_sample(item: pytest.Item, given: dict[str, object], slow: bool) -> bool:
+    sized = item.originalname == "test_model_sizes"  # type: ignore[attr-defined]
+    return given.get("dtype") == torch.float16 or (slow and not sized)
 
 
 def _slow_to_interpret(item: pytest.Item, given: dict[str, object]) -> bool:

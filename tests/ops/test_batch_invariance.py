@@ -15,6 +15,11 @@ pytestmark = pytest.mark.skipif(
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+@pytest.fixture(autouse=True)
+def on_the_device():
+    """These are promises of the CPU."""
+
+
 @pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n}-threads")
 def threads(request):
     before = torch.get_num_threads()

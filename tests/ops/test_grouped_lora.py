@@ -13,9 +13,15 @@ from moe_kernels.testing import assert_close, relative_error
 
 H, O = 33, 21
 OPS = torch.ops.moe_kernels
-native_only = pytest.mark.skipif(
-    why_not("cpu", "grouped_lora", torch.empty(0)) is not None, reason="the native core is not built"
-)
+
+
+@pytest.fixture
+def native():
+    """The CPU backend, which these tests are of; skips where it cannot serve."""
+    reason = why_not("cpu", "grouped_lora", torch.empty(0))
+    if reason is not None:
+        pytest.skip(reason)
+    return "cpu"
 
 
 def loop(x, A, B, groups, scaling, ranks=None):
@@ -31,16 +37,15 @@ def loop(x, A, B, groups, scaling, ranks=None):
 
 def draw(N, G, R, dtype, H=H, O=O, sentinels=True, mixed=False, seed=0):
     """Return x, A, B, groups, scaling and ranks; the last group has no rows, if there is more than one."""
-    generator, device = torch.Generator().manual_seed(seed), torch.get_default_device()
+    device, drawn = torch.get_default_device(), {"generator": torch.Generator().manual_seed(seed), "device": "cpu"}
 
     def normal(*shape, scale=1.0):
-        return (torch.randn(*shape, generator=generator, device="cpu") * scale).to(device, dtype)
+        return (torch.randn(*shape, **drawn) * scale).to(device, dtype)
 
-    drawn = {"generator": generator, "device": "cpu"}
     groups = torch.randint(0, max(G - 1, 1), (N,), dtype=torch.int32, **drawn)
-    groups = torch.where(torch.rand(N, generator=generator) < 0.2, G + groups, groups)
-    scaling = torch.rand(G, generator=generator) + 0.5
-    ranks = torch.randint(0, R + 1, (G,), generator=generator, dtype=torch.int32) if mixed else None
+    groups = torch.where(torch.rand(N, **drawn) < 0.2, G + groups, groups).to(device)
+    scaling = (torch.rand(G, **drawn) + 0.5).to(device)
+    ranks = torch.randint(0, R + 1, (G,), dtype=torch.int32, **drawn).to(device) if mixed else None
     return normal(N, H), normal(G, R, H, scale=H**-0.5), normal(G, O, R, scale=R**-0.5), groups, scaling, ranks
 
 
@@ -130,15 +135,14 @@ def test_one_number_for_all_groups_in_inference_and_then_in_training(backend):
     got.sum().backward()
 
 
-@native_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("R", [3, 16, 40])
-def test_the_layout_of_the_factors_changes_no_bit(R, dtype):
+def test_the_layout_of_the_factors_changes_no_bit(R, dtype, native):
     x, A, B, groups, scaling, _ = draw(90, 3, R, dtype, H=90, O=70)
-    want = grouped_lora(x, A, B, groups, scaling, backend="cpu")
+    want = grouped_lora(x, A, B, groups, scaling, backend=native)
     groups_last = B.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     for a, b in ((A.mT.contiguous().mT, B), (A, B.mT.contiguous().mT), (A, groups_last)):
-        assert torch.equal(grouped_lora(x, a, b, groups, scaling, backend="cpu"), want)
+        assert torch.equal(grouped_lora(x, a, b, groups, scaling, backend=native), want)
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["one-rank", "mixed"])
@@ -194,15 +198,14 @@ def test_error_is_that_of_the_loop(N, backend, dtype):
         assert math.prod(ratios) ** (1 / len(ratios)) <= 1.2, (name, ratios)
 
 
-@native_only
 @pytest.mark.parametrize("mixed", [False, True], ids=["one-rank", "mixed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("R", [5, 16, 70])
-def test_batch_invariance(dtype, R, mixed):
+def test_batch_invariance(dtype, R, mixed, native):
     x, A, B, groups, scaling, ranks = draw(200, 6, R, dtype, H=300, O=130, mixed=mixed)
 
     def run(rows):
-        return grouped_lora(x[rows], A, B, groups[rows], scaling, ranks=ranks, backend="cpu")
+        return grouped_lora(x[rows], A, B, groups[rows], scaling, ranks=ranks, backend=native)
 
     whole = run(slice(None))
     for rows in (slice(0, 1), slice(199, 200), slice(3, 20), slice(0, 64), slice(100, 200)):
@@ -213,7 +216,7 @@ def test_batch_invariance(dtype, R, mixed):
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
     place = torch.cat([torch.argsort(order), torch.arange(6, 12)])
     moved = [t if t is None else t[order] for t in (A, B, scaling, ranks)]
-    again = grouped_lora(x, *moved[:2], place[groups.long()], moved[2], ranks=moved[3], backend="cpu")
+    again = grouped_lora(x, *moved[:2], place[groups.long()], moved[2], ranks=moved[3], backend=native)
     assert torch.equal(again, whole)
 
 
@@ -237,15 +240,14 @@ def test_batch_invariance_on_request(backend, dtype, mixed):
         assert torch.equal(run(rows), whole[rows])
 
 
-@native_only
-def test_gradients_do_not_depend_on_the_threads():
+def test_gradients_do_not_depend_on_the_threads(native):
     before = torch.get_num_threads()
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         x, A, B, groups, scaling, ranks = draw(300, 6, 16, torch.float32, H=300, O=130, mixed=True)
         leaves = [t.requires_grad_() for t in (x, A, B, scaling)]
-        grouped_lora(x, A, B, groups, scaling, ranks=ranks, backend="cpu").square().sum().backward()
+        grouped_lora(x, A, B, groups, scaling, ranks=ranks, backend=native).square().sum().backward()
         found.append([leaf.grad for leaf in leaves])
     torch.set_num_threads(before)
     for grads in found[1:]:
@@ -328,8 +330,10 @@ BAD = {
 
 @pytest.mark.parametrize("change,words", BAD.values(), ids=BAD.keys())
 def test_refusals(change, words):
-    arguments = {"x": torch.zeros(6, 5), "A": torch.zeros(3, 2, 5), "B": torch.zeros(3, 4, 2)}
-    arguments |= {"groups": torch.zeros(6).int(), "scaling": 1.0} | change
+    # On a GPU too: values are read on the CPU only.
+    with torch.device("cpu"):
+        arguments = {"x": torch.zeros(6, 5), "A": torch.zeros(3, 2, 5), "B": torch.zeros(3, 4, 2)}
+        arguments |= {"groups": torch.zeros(6).int(), "scaling": 1.0} | change
     call = grouped_lora_ if "base" in change else grouped_lora
     error = TypeError if words[-1] in ("float16", "float32", "int64", "str") else ValueError
     with pytest.raises(error) as caught:

@@ -17,6 +17,11 @@ FORMATS = pytest.mark.parametrize("format", ["nf4", "int8", "int8-dynamic"])
 PARTS = (slice(0, 1), slice(199, 200), slice(3, 20), slice(0, 64), slice(100, 200))
 
 
+@pytest.fixture(autouse=True)
+def on_the_device():
+    """These are promises of the CPU."""
+
+
 @pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n}-threads")
 def threads(request):
     before = torch.get_num_threads()

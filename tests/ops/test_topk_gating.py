@@ -71,8 +71,8 @@ def check(logits, backend, dtype, k, score, bias=None, groups=(1, 1), renormaliz
 def _logits(T, E, dtype, seed=0):
     """Distinct in every row also after rounding to `dtype`, so that torch.topk has no ties to break."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(T, E, generator=generator).argsort(1).to(torch.float32)
-    return order / 16 - E / 32
+    order = torch.rand(T, E, generator=generator, device="cpu").argsort(1)
+    return order.to(torch.get_default_device(), torch.float32) / 16 - E / 32
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
