@@ -92,9 +92,9 @@ class ExpertPipeline:
             self.tier.routed(layer, experts, self.num_experts)
         covered = stats.prefetched + stats.late
         missed = self.tier.demand(keys)
-        gate.record_demand(missed > 0)
-        gate.record_need(missed + stats.prefetched + stats.late - covered)
         try:
+            gate.record_demand(missed > 0)
+            gate.record_need(missed + stats.prefetched + stats.late - covered)
             if last:
                 self.tier.retire(layer)
             if experts is not None and self._prefetcher is not None:
