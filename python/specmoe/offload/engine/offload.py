@@ -68,8 +68,7 @@ class Offload:
             raise RuntimeError("offload: it belongs to the process before fork: offload the model again")
         if first:
             self.pipeline.reset()
-        if tokens is not None:
-            self.pipeline.begin(tokens)
+        self.pipeline.begin(tokens)
 
     def _stand_in(self, block: MoEBlock) -> OffloadedExperts:
         there = block.moe.experts
@@ -86,7 +85,8 @@ class Offload:
         block.moe.experts = module
 
         def note_residual(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.pipeline.residual = inputs[0].detach().flatten(0, -2)
+            if self.pipeline.watching:
+                self.pipeline.residual = inputs[0].detach().flatten(0, -2)
 
         self._hooks.append(block.norm.register_forward_pre_hook(note_residual))
 

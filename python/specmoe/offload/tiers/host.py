@@ -93,6 +93,11 @@ class HostTier:
         """The most experts that a layer of the store has."""
         return 1 + max(key.expert for key in self.store.layout.keys)
 
+    @property
+    def reading(self) -> int:
+        """How many experts are being read."""
+        return self._reading
+
     def resident(self, key: ExpertKey) -> bool:
         """Whether the expert is there, or on its way."""
         with self._lock:
