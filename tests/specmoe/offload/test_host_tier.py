@@ -389,3 +389,20 @@ def test_slots_give_their_memory_back(store: ExpertStore) -> None:
     before = resident()
     pool.give_back()
     assert resident() < before - (48 << 20)
+
+
+def test_no_victim_is_sought_while_nothing_may_begin(
+    store: ExpertStore, reads: HeldReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads.hold(key(3))
+    with HostTier(store, 3, lanes=2) as tier:
+        use(tier, key(0), key(1), key(2))
+        tier.speculate([(key(3), 0.9), (key(4), 0.8)])
+        eventually(lambda: key(3) in reads.begun)
+        with tier._lock, monkeypatch.context() as patch:
+            # One lane is kept for demands, and none waits.
+            patch.setattr(tier, "_victim", None)
+            assert tier._start() is None
+        use(tier, key(5))
+        reads.let_go(key(3))
+        tier.settle()

@@ -327,7 +327,7 @@ class HostTier:
 
     def _start(self) -> tuple[Request, int] | None:
         """Take the next request and give it a slot; None when nothing can begin."""
-        if self._closed or not len(self._queue):
+        if self._closed or not self._may_start():
             return None
         victim = None if self._free else self._victim()
         if not self._free and victim is None:
@@ -379,8 +379,12 @@ class HostTier:
 
     def _offer_slots(self) -> None:
         """Wake the lanes if requests wait, maybe for a slot."""
-        if len(self._queue):
+        if self._may_start():
             self._work.notify_all()
+
+    def _may_start(self) -> bool:
+        """Whether a request waits that a lane may take, if there is a slot for it."""
+        return bool(len(self._queue) if self._guesses_reading < self._max_guesses else self._queue.demands)
 
     def _victim(self) -> ExpertKey | None:
         return self._policy.victim(self._pins)
