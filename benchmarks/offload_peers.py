@@ -30,7 +30,7 @@ from specmoe.offload.bench.mapped import MappedFile
 from specmoe.offload.bench.policies import policy_of
 from specmoe.offload.bench.report import machine
 from specmoe.offload.engine.loading import dense_bytes
-from specmoe.offload.engine.offload import default_store
+from specmoe.offload.engine.stores import default_store
 from specmoe.offload.store import drop_cached_pages
 from specmoe.speculation import Oracle
 

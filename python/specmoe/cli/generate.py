@@ -129,7 +129,7 @@ def _offloaded(folder: Path, memory: str, store: Path | None, quantize: str | No
     """Opens, or writes first, the store of a model's experts, and loads the rest of it."""
     from ..offload import offload, parse_bytes
     from ..offload.checkpoint import build_checkpoint_store
-    from ..offload.engine.offload import default_store
+    from ..offload.engine.stores import default_store
     from .store import progress_bar
 
     parse_bytes(memory, argument="--memory")
@@ -138,7 +138,7 @@ def _offloaded(folder: Path, memory: str, store: Path | None, quantize: str | No
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         print(f"store: writing {path} (once)", file=sys.stderr)
         with progress_bar("writing experts") as step:
-            build_checkpoint_store(folder, path, quantize=quantize, progress=step).close()
+            build_checkpoint_store(folder, path, quantize=quantize, progress=step, replace=False).close()
     asked = None if predictor == "none" else predictor
     return offload(folder, path, memory=memory, quantize=quantize, predictor=asked)
 

@@ -198,7 +198,7 @@ def _end_to_end(
     from ..offload import build_checkpoint_store, offload
     from ..offload.bench import MODEL_ARMS, count_runs, run_checkpoint_arms
     from ..offload.budget import format_bytes, parse_bytes
-    from ..offload.engine.offload import default_store
+    from ..offload.engine.stores import default_store
     from ..offload.store import ExpertStore
     from .store import progress_bar
 
@@ -206,7 +206,7 @@ def _end_to_end(
     if not path.exists():
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with progress_bar("writing experts") as step:
-            build_checkpoint_store(model, path, progress=step).close()
+            build_checkpoint_store(model, path, progress=step, replace=False).close()
     with ExpertStore.open(path) as opened:
         budget = parse_bytes(memory, whole=opened.layout.payload_bytes, argument="--memory")
         begin = time.perf_counter()

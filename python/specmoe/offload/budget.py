@@ -8,6 +8,10 @@ from pathlib import Path
 
 # Share of the free memory that the slots and the whole store may take for reads to go through the page cache.
 PAGE_CACHE_SHARE = 0.7
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+# Of version 2 and 1: the files of a control group's limit and of what it has taken.
+LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
     _UNITS[_letter + "b"] = 1000**_power
@@ -57,35 +61,38 @@ def format_bytes(count: float) -> str:
 
 
 def machine_memory() -> int:
-    """Return the bytes of memory that this process may use at most: the machine's, or its control group's limit."""
+    """Return the bytes of memory that this process may use at most: the machine's, or a control group's lower limit."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         raise ValueError("memory: a percentage needs a system that tells its memory; give a size such as 6GiB")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        limit = "max"
-    return min(total, int(limit)) if limit.isdigit() else total
+    limits = (_number(folder / name) for folder in _control_groups() for name, _ in LIMITS)
+    return min([total, *(limit for limit in limits if limit is not None)])
 
 
 def free_memory() -> int | None:
     """Return the bytes that can be taken without swapping; None where the system does not tell.
 
-    A control group's limit counts, of either version, less what the group has taken.
+    Control groups' limits count, of either version, less what a group has taken.
     """
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:
         return None
     free = next(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable:"))
-    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-        for folder in _control_groups():
-            try:
-                most, taken = (int((folder / name).read_text()) for name in (limit, used))
-            except (OSError, ValueError):
-                continue
-            free = min(free, max(0, most - taken))
+    for folder in _control_groups():
+        for limit, used in LIMITS:
+            most, taken = _number(folder / limit), _number(folder / used)
+            if most is not None and taken is not None:
+                free = min(free, max(0, most - taken))
     return free
+
+
+def _number(path: Path) -> int | None:
+    """Return what a file says; None where there is none, or it says "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def fits_page_cache(store_bytes: int, budget: int, free: int | None) -> bool:
@@ -94,17 +101,20 @@ def fits_page_cache(store_bytes: int, budget: int, free: int | None) -> bool:
 
 
 def _control_groups() -> list[Path]:
-    """Return the folders that may describe this process's memory limit."""
-    root = Path("/sys/fs/cgroup")
-    folders = [root, root / "memory"]
+    """Return the folders that may describe this process's memory limit: its groups', and those of all above them."""
+    root = CONTROL_GROUPS
+    folders = {root, root / "memory"}
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = OWN_GROUPS.read_text().splitlines()
     except OSError:
-        return folders
+        lines = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
-            folders.append(root / "memory" / path.lstrip("/"))
+            own = root / "memory" / path.lstrip("/")
         elif not controllers:
-            folders.append(root / path.lstrip("/"))
-    return folders
+            own = root / path.lstrip("/")
+        else:
+            continue
+        folders |= {own, *(above for above in own.parents if above.is_relative_to(root))}
+    return sorted(folders)

@@ -5,9 +5,14 @@ Letters: L layers, E experts, K experts per token.
 
 from __future__ import annotations
 
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -128,7 +133,7 @@ def diagnose(model: str | Path, folder: str | Path) -> Diagnosis:
 
     Args:
         model: directory of the checkpoint.
-        folder: where the store would be; a small temporary file is written there and removed.
+        folder: where the store would be; a small temporary file is written there, and gone however this ends.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or has no experts of a known kind.
@@ -155,16 +160,14 @@ def diagnose(model: str | Path, folder: str | Path) -> Diagnosis:
 
 def _loads(folder: Path, nbytes: int) -> tuple[float, float]:
     """Return the seconds to load one expert from the disk and from the page cache."""
-    import tempfile
-
     size = -(-nbytes // 4096) * 4096
     block = np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
+    with _temporary_file(folder) as (file, path):
         for _ in range(SAMPLE):
             file.write(block.data)
         file.flush()
-        drop_cached_pages(file.name)
-        direct, buffered = DirectFile(file.name), DirectFile(file.name, direct=False)
+        drop_cached_pages(path)
+        direct, buffered = DirectFile(path), DirectFile(path, direct=False)
         try:
             targets = [memoryview(aligned_buffer(size)) for _ in range(SAMPLE)]
             for target in targets:
@@ -175,6 +178,17 @@ def _loads(folder: Path, nbytes: int) -> tuple[float, float]:
         finally:
             direct.close()
             buffered.close()
+
+
+@contextmanager
+def _temporary_file(folder: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """Yield a file and a path to open it by; on Linux it has no name that a killed process could leave."""
+    if sys.platform == "linux":
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield file, f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.NamedTemporaryFile(dir=folder) as named:
+            yield named, named.name
 
 
 def _seconds(file: DirectFile, targets: list[memoryview], size: int) -> float:

@@ -9,7 +9,10 @@ With a window of C seconds of compute until the next layer asks, and L seconds t
   min(L, max(0, (j+1)*L - C)), times m, how often a layer misses at all.
 
 A load is taken while p * saved > (1 - p) * lost + slowed, likeliest first; `slowed` is what one load beside a layer was
-measured to slow its compute by (readers take processor time and memory bandwidth). All of them together must save more
+measured to slow its compute by (readers take processor time and memory bandwidth). Windows are compared with those of
+the same layer without a load, since the one before the first layer also holds the model's head and the sampling; only
+passes of as many tokens as the one before are told of, so that a prompt says nothing about decoding. All loads together
+must save more
 than the prediction itself costs; where they have not, the predictor is asked only now and then, to see whether that
 changed.
 
@@ -67,27 +70,36 @@ class CostGate:
         self.need = RunningMean()
         # Seconds by which one load slows a layer's compute.
         self.slowed = 0.0
-        self._alone = RunningMean()
+        # By layer: the window before it, and that window where nothing was loaded in it.
+        self._window: dict[int, RunningMean] = {}
+        self._alone: dict[int, RunningMean] = {}
         self._expected = RunningMean()
         self._came_true = RunningMean()
         self._outcomes = 0
         self._skipped = 0
         self._rested = 0
 
-    def record_compute(self, seconds: float, loads: int | None = None) -> None:
+    def record_compute(self, seconds: float, loads: int | None = None, layer: int = -1) -> None:
         """Note the time between a layer's experts being ready and the next layer asking for its own.
 
         Args:
             seconds: that time.
-            loads: how many guesses were loaded meanwhile; None where it cannot be compared with other layers.
+            loads: how many guesses were loaded meanwhile, or are being loaded; None where it is unknown.
+            layer: the layer that asks.
         """
         self.compute.add(seconds)
+        self._window.setdefault(layer, RunningMean()).add(seconds)
+        alone = self._alone.setdefault(layer, RunningMean())
         if loads == 0:
-            self._alone.add(seconds)
+            alone.add(seconds)
             # What was found is forgotten slowly, so that it is tried again.
             self.slowed *= STILL_KNOWN
-        elif loads and self._alone.value is not None:
-            self.slowed += NEWEST * (max(0.0, (seconds - self._alone.value) / loads) - self.slowed)
+        elif loads and alone.value is not None:
+            self.slowed += NEWEST * (max(0.0, (seconds - alone.value) / loads) - self.slowed)
+
+    def record_unlike(self, seconds: float) -> None:
+        """Note such a time of a pass that is unlike the one before: for layers of which nothing better is known."""
+        self.compute.add(seconds)
 
     def record_load(self, seconds: float) -> None:
         """Note the time that one expert took to load, others in flight being counted once."""
@@ -151,15 +163,16 @@ class CostGate:
             return True
         return False
 
-    def choose(self, candidates: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    def choose(self, candidates: Sequence[tuple[int, float]], layer: int = -1) -> list[tuple[int, float]]:
         """Return the candidates that are worth loading, in order.
 
         Args:
             candidates: (expert, probability of use) of experts that are not resident, likeliest first.
+            layer: the layer whose experts they are.
         """
-        if not self.enabled or self.compute.value is None or self.load.value is None:
+        window, load = self._window.get(layer, self.compute).value, self.load.value
+        if not self.enabled or window is None or load is None:
             return list(candidates)
-        window, load = self.compute.value, self.load.value
         chosen: list[tuple[int, float]] = []
         saved = 0.0
         misses = 1.0 if self.misses.value is None else self.misses.value

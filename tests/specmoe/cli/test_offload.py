@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,19 @@ def test_model_bench(specmoe: Any, tmp_path: Path) -> None:
     rows = json.loads((out / "model.json").read_text())["rows"]
     assert all(row["outputs_equal"] for row in rows)
     assert (out / "model.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the file has a name")
+def test_the_doctors_file_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specmoe.offload import doctor
+
+    names: list[list[Path]] = []
+    real = doctor._seconds
+
+    def look(*arguments: Any) -> float:
+        names.append(list(tmp_path.iterdir()))
+        return real(*arguments)
+
+    monkeypatch.setattr(doctor, "_seconds", look)
+    cold, cached = doctor._loads(tmp_path, 10_000)
+    assert names == [[], [], []] and cold > 0 and cached > 0

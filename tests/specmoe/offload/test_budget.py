@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from specmoe.offload import budget
 from specmoe.offload.budget import format_bytes, machine_memory, parse_bytes
 
 
@@ -38,3 +41,26 @@ def test_parse_bytes_refuses(text: object) -> None:
 def test_format_bytes() -> None:
     texts = [format_bytes(n) for n in (5, 1536, 200 * 1024, 6 * 2**20, 1.5 * 2**30, 5000 * 2**30)]
     assert texts == ["5 B", "1.5 KiB", "200 KiB", "6.0 MiB", "1.5 GiB", "5000 GiB"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits"),
+    [
+        ("0::/outer/inner\n", {"outer/memory.max": "70", "outer/inner/memory.max": "max"}),
+        ("0::/outer/inner\n", {"memory.max": "90", "outer/memory.max": "80", "outer/inner/memory.max": "70"}),
+        ("9:cpu:/x\n4:memory:/a/b\n", {"memory/memory.limit_in_bytes": "99", "memory/a/memory.limit_in_bytes": "70"}),
+        ("", {"memory.max": "70"}),
+    ],
+    ids=["above-v2", "nested-v2", "v1", "none"],
+)
+def test_the_lowest_limit_of_all_control_groups_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, limits: dict[str, str]
+) -> None:
+    own, root = tmp_path / "own", tmp_path / "cgroup"
+    own.write_text(groups)
+    for name, text in limits.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    monkeypatch.setattr(budget, "OWN_GROUPS", own)
+    monkeypatch.setattr(budget, "CONTROL_GROUPS", root)
+    assert machine_memory() == 70

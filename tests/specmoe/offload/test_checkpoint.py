@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from specmoe.offload import ExpertKey, ExpertStore, StoreError
+from specmoe.offload import ExpertKey, ExpertStore, StoreError, offload
 from specmoe.offload.checkpoint import Checkpoint, CheckpointError, ExpertSource, build_checkpoint_store
 from specmoe.offload.checkpoint.formats import from_fp8_blocks, from_mxfp4
 from specmoe.offload.store import discard_partial, partial_paths
@@ -225,3 +225,23 @@ def test_a_built_store_replaces_an_older_one_at_once(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     assert discard_partial(path)
     ExpertStore.open(path, verify="all").close()
+
+
+def test_a_store_that_another_process_has_written_meanwhile_is_kept(tmp_path: Path) -> None:
+    write_checkpoint("qwen3_moe", tmp_path / "model")
+    path = tmp_path / "store"
+    build_checkpoint_store(tmp_path / "model", path).close()
+    before = path.stat().st_ino
+    steps: list[int] = []
+    build_checkpoint_store(tmp_path / "model", path, replace=False, progress=lambda done, _: steps.append(done)).close()
+    assert not steps and path.stat().st_ino == before and not any(p.exists() for p in partial_paths(path))
+
+
+def test_the_log_of_a_build_that_was_killed_at_its_end_is_removed(tmp_path: Path) -> None:
+    write_checkpoint("qwen3_moe", tmp_path / "model")
+    path = tmp_path / "store"
+    build_checkpoint_store(tmp_path / "model", path).close()
+    log = partial_paths(path)[1]
+    log.write_text("{}")
+    offload(tmp_path / "model", path, memory="1MiB").close()
+    assert not log.exists() and path.exists()

@@ -84,3 +84,32 @@ def test_the_device_and_its_memory_come_together(tmp_path: Path) -> None:
     write_checkpoint("qwen3_moe", tmp_path / "model")
     with pytest.raises(ValueError, match="device_memory: expected together with device"):
         offload(tmp_path / "model", tmp_path / "store", memory="1MiB", device="cpu")
+
+
+def test_an_interrupted_copy_is_not_taken_for_a_whole_one(store: ExpertStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with HostTier(store, 4) as host:
+        tier = DeviceTier(host, 2, "cpu")
+
+        def bring(expert: int) -> int:
+            key = ExpertKey(0, expert)
+            host.demand([key])
+            try:
+                return tier.bring(0, [expert], {expert: host.wait([key])[0]})[0]
+            finally:
+                host.release([key])
+
+        bring(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(tier, "_copy", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                bring(2)
+        assert tier.absent(0, [1, 2]) == [2]
+        for expert in (2, 3, 2):
+            slot = bring(expert)
+            for name, value in store.read(ExpertKey(0, expert)).items():
+                assert torch.equal(tier.pool.tensors[name][slot], value)
+        tier.close()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

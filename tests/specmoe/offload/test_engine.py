@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import mmap
+import os
+import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -248,3 +251,64 @@ def test_scores_rank_as_the_router_does() -> None:
             _, gating = block.moe.route(block.norm(residual))
         best = np.sort(scores.topk(TOP_K).indices.numpy(), axis=1)
         assert np.array_equal(best, np.sort(gating.indices.numpy(), axis=1))
+
+
+def test_every_expert_of_a_layer_may_be_used_at_once(tmp_path: Path, prompt: torch.Tensor) -> None:
+    model = make_model(num_experts_per_tok=EXPERTS)
+    expected = generate(model, prompt)
+    with offload(model, tmp_path / "s", memory=budget(EXPERTS), gated=False):
+        assert same_bits(generate(model, prompt), expected)
+
+
+def test_after_closing_the_slots_hold_no_memory(tmp_path: Path, prompt: torch.Tensor) -> None:
+    model = make_model()
+    expected = generate(model, prompt)
+    engine = offload(model, tmp_path / "s", memory=budget(6))
+    generate(model, prompt)
+    assert engine.tier.pool.raw.any()
+    engine.restore()
+    if hasattr(mmap, "MADV_DONTNEED"):
+        assert not engine.tier.pool.raw.any()
+    assert same_bits(generate(model, prompt), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_is_told_at_once(tmp_path: Path, prompt: torch.Tensor) -> None:
+    model = make_model()
+    with offload(model, tmp_path / "s", memory=budget(6)) as engine:
+        reading, writing = os.pipe()
+        # A lane may hold it at the moment of the fork.
+        with engine.tier._lock:
+            child = os.fork()
+            if child == 0:
+                _tell(writing, model, prompt, engine)
+        os.close(writing)
+        with os.fdopen(reading) as answer:
+            assert answer.read() == "offload: it belongs to the process before fork: offload the model again"
+        assert os.waitpid(child, 0)[1] == 0
+        generate(model, prompt)
+
+
+def _tell(answer: int, model: Any, prompt: torch.Tensor, engine: Offload) -> NoReturn:
+    """Write what a forked child is told, and end it; if it hangs, the alarm does."""
+    signal.alarm(20)
+    try:
+        generate(model, prompt)
+    except RuntimeError as error:
+        engine.close()
+        os.write(answer, str(error).encode())
+    os._exit(0)
+
+
+def test_an_interrupt_after_a_demand_leaves_nothing_held(
+    tmp_path: Path, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    expected = generate(model, prompt)
+    with offload(model, tmp_path / "s", memory=budget(6)) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.pipeline.gate, "record_demand", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                generate(model, prompt)
+        engine.configure("next_gate")
+        assert same_bits(generate(model, prompt), expected)

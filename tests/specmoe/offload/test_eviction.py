@@ -180,3 +180,56 @@ def test_every_policy_serves_a_tier(store: ExpertStore, policy: str) -> None:
                     assert torch.equal(tier.pool.tensors[name][slot], value)
             tier.release(keys)
         assert tier.stats.hits > 0
+
+
+class Plain(Guided):
+    """Values every resident expert anew, and sorts them all: what `victim` is compared with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there: set[ExpertKey] = set()
+        self.wrong: set[ExpertKey] = set()
+
+    def insert(self, key: ExpertKey) -> None:
+        self.there.add(key)
+        super().insert(key)
+
+    def touch(self, key: ExpertKey) -> None:
+        self.wrong.discard(key)
+        super().touch(key)
+
+    def demote(self, key: ExpertKey) -> None:
+        self.wrong.add(key)
+        super().demote(key)
+
+    def remove(self, key: ExpertKey) -> None:
+        self.there.discard(key)
+        super().remove(key)
+
+    def first(self, held: set[ExpertKey]) -> ExpertKey | None:
+        def worth(key: ExpertKey) -> tuple[float, int]:
+            return -np.inf if key in self.wrong else float(self._values[key]), int(self._used[key])
+
+        return min(self.there - held, key=worth, default=None)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_victim_is_the_one_of_least_worth_along_any_history(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    policy = Plain()
+    for _ in range(150):
+        # Layers and experts come one by one: the tables grow.
+        layer, count = int(chance.integers(4)), int(chance.integers(3, 9))
+        experts = chance.choice(count, 2, replace=False)
+        policy.routed(layer, experts[None], count)
+        policy.coming((layer + 1) % 4, chance.random(count).round(1))
+        for key in (ExpertKey(layer, int(e)) for e in experts):
+            policy.touch(key) if key in policy.there else policy.insert(key)
+        there = sorted(policy.there)
+        if chance.random() < 0.3:
+            policy.demote(there[int(chance.integers(len(there)))])
+        held = {key for key in there if chance.random() < 0.4}
+        victim = policy.victim(held)
+        assert victim == policy.first(held)
+        if victim is not None and chance.random() < 0.7:
+            policy.remove(victim)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from specmoe.offload import ExpertKey, ExpertStore, HostTier, StoreError
+from specmoe.offload.tiers import SlotPool
 
 MakeLayers = Callable[..., dict[int, dict[str, torch.Tensor]]]
 
@@ -353,3 +357,52 @@ def test_many_threads_worth_of_traffic_stays_correct(make_layers: MakeLayers, st
         blob = store.layout.blob_bytes
         assert stats.useful_bytes + stats.wasted_bytes == stats.speculative_loads * blob
         assert stats.peak_bytes <= 5 * blob
+
+
+@pytest.mark.parametrize("where", ["policy", "sleep"])
+def test_an_interrupted_demand_holds_nothing(
+    store: ExpertStore, reads: HeldReads, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with HostTier(store, 3) as tier:
+        use(tier, key(1))
+        with monkeypatch.context() as patch:
+            if where == "policy":
+                patch.setattr(tier._policy, "touch", interrupted)
+            else:
+                patch.setattr("specmoe.offload.tiers.host.time.sleep", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                tier.demand([key(0), key(1), key(2)])
+        tier.reset()
+        use(tier, key(2), key(3), key(4))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is resident")
+def test_slots_give_their_memory_back(store: ExpertStore) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    pool = SlotPool(store.layout, (64 << 20) // store.layout.blob_bytes)
+    pool.raw.fill_(1)
+    before = resident()
+    pool.give_back()
+    assert resident() < before - (48 << 20)
+
+
+def test_no_victim_is_sought_while_nothing_may_begin(
+    store: ExpertStore, reads: HeldReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads.hold(key(3))
+    with HostTier(store, 3, lanes=2) as tier:
+        use(tier, key(0), key(1), key(2))
+        tier.speculate([(key(3), 0.9), (key(4), 0.8)])
+        eventually(lambda: key(3) in reads.begun)
+        with tier._lock, monkeypatch.context() as patch:
+            # One lane is kept for demands, and none waits.
+            patch.setattr(tier, "_victim", None)
+            assert tier._start() is None
+        use(tier, key(5))
+        reads.let_go(key(3))
+        tier.settle()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +140,13 @@ def test_scores_rank_as_the_router_does(kind: str, tmp_path: Path) -> None:
         scores = block.scores(seen[-1])
     best = scores.topk(block.top_k).indices.sort(1).values
     assert torch.equal(best, torch.from_numpy(passes[-1][-1]).long().sort(1).values)
+
+
+def test_a_store_that_cannot_be_computed_leaves_nothing_open(tmp_path: Path) -> None:
+    write_checkpoint("switch", tmp_path / "model")
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="expected weights as they are"):
+            offload(tmp_path / "model", tmp_path / "store", memory="1MiB", quantize="int8")
+    gc.collect()
+    assert len(os.listdir("/dev/fd")) == before

@@ -142,3 +142,38 @@ def test_a_predictor_rests_where_nothing_is_missing() -> None:
             tier.now += 1.0
             pipeline.release(layer, experts.tolist())
     assert LAYERS * 4 <= len(listener.told) <= LAYERS * 6
+
+
+@pytest.mark.parametrize("predictor", ["none", "resting"])
+def test_nothing_is_noted_for_a_predictor_that_hears_nothing(
+    tmp_path: Path, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch, predictor: str
+) -> None:
+    def noted(*_: Any) -> None:
+        raise AssertionError("routing weights were read")
+
+    model = make_model()
+    expected = generate(model, prompt, 3)
+    listener = Listener()
+    with offload(
+        model, tmp_path / "s", memory=budget(6), predictor=None if predictor == "none" else listener
+    ) as engine:
+        pipeline = engine.pipeline
+        monkeypatch.setattr("specmoe.offload.engine.experts.routing_weights", noted)
+        monkeypatch.setattr(pipeline.gate, "worth_watching", lambda: False)
+        assert same_bits(generate(model, prompt, 3), expected)
+        assert not pipeline.watching and pipeline.residual is None
+        assert listener.told in ([], ["reset"])
+
+
+def test_embeddings_without_ids_begin_a_pass_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    listener = Listener()
+    with offload(model, tmp_path / "s", memory=budget(6), predictor=listener) as engine:
+        answers = iter([False, True])
+        monkeypatch.setattr(engine.pipeline.gate, "worth_watching", lambda: next(answers))
+        for _ in range(2):
+            with torch.no_grad():
+                model(inputs_embeds=torch.ones(1, 4, 32))
+    seen = [what for what in listener.told if isinstance(what, Observation)]
+    assert [observation.layer for observation in seen] == list(range(LAYERS))
+    assert all(observation.weights is not None and observation.residual is not None for observation in seen)

@@ -100,3 +100,12 @@ def test_clear() -> None:
     queue.put(key(1), demand=True)
     queue.clear()
     assert len(queue) == queue.demands == 0 and queue.take() is None
+
+
+def test_what_was_cancelled_does_not_pile_up() -> None:
+    queue = TransferQueue()
+    for _ in range(100):
+        queue.put(key(1), demand=False, probability=0.9)
+        queue.put(key(2), demand=False, probability=0.5)
+        assert queue.cancel_where(lambda _: True) == 2
+    assert not queue._heap

@@ -103,3 +103,14 @@ def test_links_of_one_token_and_of_several_are_the_same() -> None:
     for row, then in zip(before, after, strict=True):
         one.count(row[None], then[None])
     assert np.allclose(many.terms(before), np.concatenate([one.terms(row[None]) for row in before]), atol=1e-5)
+
+
+def test_where_every_token_uses_every_expert_that_is_certain() -> None:
+    predictor = AdaptivePredictor(2, 4, 4)
+    everything = np.arange(4)[None]
+    for _ in range(3):
+        for layer in range(2):
+            predictor.observe(Observation(layer, everything))
+            said = predictor.predict(1 - layer)
+            assert said is None or (np.isfinite(said).all() and (said > 0.99).all())
+    assert said is not None

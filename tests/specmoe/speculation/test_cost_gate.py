@@ -149,3 +149,30 @@ def test_a_predictor_is_left_alone_where_its_guesses_save_less_than_it_takes() -
     for _ in range(100):
         gate.choose(CANDIDATES)
     assert gate.worth_watching()
+
+
+def test_windows_are_compared_with_those_of_the_same_layer() -> None:
+    gate = CostGate()
+    gate.record_load(1.0)
+    for _ in range(200):
+        # Before the first layer comes the head as well; it slows nothing.
+        gate.record_compute(5.0, loads=0, layer=0)
+        gate.record_compute(5.0, loads=3, layer=0)
+        gate.record_compute(2.0, loads=0, layer=1)
+        gate.record_compute(2.0, loads=1, layer=1)
+    assert gate.slowed == pytest.approx(0.0, abs=1e-12)
+    candidates = [(expert, 0.9) for expert in range(8)]
+    assert len(gate.choose(candidates, 0)) == 5 and len(gate.choose(candidates, 1)) == 2
+    # Of a layer that nobody measured, the mean of all is what is known.
+    assert len(gate.choose(candidates, 2)) == 4
+
+
+def test_passes_unlike_the_one_before_count_where_nothing_else_is_known() -> None:
+    gate = CostGate()
+    gate.record_load(1.0)
+    gate.record_unlike(1.0)
+    assert [expert for expert, _ in gate.choose(CANDIDATES, 0)] == [3]
+    gate.record_compute(2.0, loads=0, layer=0)
+    for _ in range(100):
+        gate.record_unlike(100.0)
+    assert [expert for expert, _ in gate.choose(CANDIDATES, 0)] == [3, 1]

@@ -52,6 +52,10 @@ class EmulatedTier:
         return self._num_experts
 
     @property
+    def reading(self) -> int:
+        return int(self._carried is not None)
+
+    @property
     def guided(self) -> bool:
         return getattr(self._policy, "guided", False)
 

@@ -16,14 +16,16 @@ def build_checkpoint_store(
     *,
     quantize: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    replace: bool = True,
 ) -> ExpertStore:
     """Write the experts of a checkpoint to a store, a tensor at a time, and open it; interrupted, it can be continued.
 
     Args:
         model: directory of the checkpoint.
-        path: where the store shall be; what is there is replaced when the new one is complete.
+        path: where the store shall be.
         quantize: None, "nf4" or "int8".
         progress: called with (experts written, experts in all).
+        replace: what is at `path` is replaced when the new one is complete; with False it is left, and opened.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or has no experts of a known kind.
@@ -43,5 +45,6 @@ def build_checkpoint_store(
         groups=tuple(group.name for group in source.groups),
         quantization=quantize or "",
         progress=progress,
+        replace=replace,
     )
     return ExpertStore.open(path)

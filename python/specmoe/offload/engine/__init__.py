@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from .adapters import MoEBlock, expert_weights, moe_blocks
 from .loading import load_without_experts
-from .offload import Offload, build_model_store, offload, require_same_weights, slots_within
+from .offload import Offload, offload, require_same_weights, slots_within
 from .pipeline import ExpertPipeline
 from .recorder import record_routes
+from .stores import build_model_store
 
 __all__ = [
     "ExpertPipeline",

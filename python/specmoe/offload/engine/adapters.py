@@ -52,7 +52,7 @@ class MoEBlock:
         # `forward` passes over the hook that notes the residual stream: this one is another layer's.
         normed = self.norm.forward(residual).to(router.weight.dtype)
         logits = F.linear(normed, router.weight, getattr(router, "bias", None))
-        bias: Tensor | None = dict(self.router.named_buffers()).get("e_score_correction_bias")
+        bias: Tensor | None = getattr(self.router, "e_score_correction_bias", None)
         return logits if bias is None else logits.sigmoid() + bias
 
 

@@ -70,7 +70,7 @@ class OffloadedExperts(nn.Module):
             self.tier.slots if self.device_tier is None else min(self.tier.slots, self.device_tier.slots),
             lambda: self.tier.resident_experts(self.layer, self.num_experts),
         )
-        given = None if pipeline.predictor is None else routing_weights(weights, experts)
+        given = routing_weights(weights, experts) if pipeline.watching else None
         out = None if len(groups) == 1 else torch.empty_like(x)
         for number, (tokens, wanted) in enumerate(groups):
             last = number == len(groups) - 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 
 from specmoe.speculation import CostGate, Predictor
 
-from ..budget import fits_page_cache, format_bytes, free_memory, parse_bytes
-from ..checkpoint import Checkpoint, build_checkpoint_store
-from ..locations import cache_dir
+from ..budget import format_bytes, parse_bytes
 from ..stats import TransferStats
-from ..store import ExpertKey, ExpertStore, StoreError, build_store
+from ..store import ExpertKey, ExpertStore, StoreError
 from ..tiers import POLICIES, DeviceTier, EvictionPolicy, HostTier
 from ..tiers.host import DEFAULT_LANES
 from ..tiers.slots import slot_bytes
@@ -26,16 +23,7 @@ from .loading import Hollow, is_hollow, load_without_experts
 from .passes import on_each_pass
 from .pipeline import ExpertPipeline
 from .predictors import make_predictor
-
-
-def build_model_store(
-    model: nn.Module, path: str | Path, *, source: str = "", progress: Callable[[int, int], None] | None = None
-) -> ExpertStore:
-    """Write all experts of a model to a store and open it (see `ExpertStore.build`)."""
-    blocks = moe_blocks(model)
-    keys = [ExpertKey(block.layer, e) for block in blocks for e in range(block.num_experts)]
-    build_store(path, keys, lambda key: expert_weights(blocks[key.layer], key.expert), source=source, progress=progress)
-    return ExpertStore.open(path)
+from .stores import checkpoint_store, model_store
 
 
 class Offload:
@@ -64,34 +52,41 @@ class Offload:
         self.tier = tier
         self._owns_store = owns_store
         self._hooks: list[Any] = []
-        self._modules: list[OffloadedExperts] = []
         self._closed = False
+        self._process = os.getpid()
         self.pipeline = ExpertPipeline(tier, len(blocks))
-        for block in blocks:
-            self._attach(block)
+        # What cannot be computed from this store is refused before the model is changed.
+        self._modules = [self._stand_in(block) for block in blocks]
+        for block, module in zip(blocks, self._modules, strict=True):
+            self._attach(block, module)
         self._hooks.append(on_each_pass(model, self._begin))
 
     def _begin(self, tokens: np.ndarray | None, first: bool) -> None:
         """A pass of the model begins; `first` where it is the first one of a sequence."""
+        if os.getpid() != self._process:
+            # The lanes stayed with the parent, and may have held a lock: whoever waits here waits for ever.
+            raise RuntimeError("offload: it belongs to the process before fork: offload the model again")
         if first:
             self.pipeline.reset()
-        if tokens is not None:
-            self.pipeline.begin(tokens)
+        self.pipeline.begin(tokens)
 
-    def _attach(self, block: MoEBlock) -> None:
+    def _stand_in(self, block: MoEBlock) -> OffloadedExperts:
         there = block.moe.experts
         original = there.original if isinstance(there, Hollow) else there
         module = OffloadedExperts(block, original, self.tier, self.device_tier)
         module.pipeline = self.pipeline
         module.train(there.training)
-        if there is original:
-            free_weights(original)
         self._restorable = there is original and not self.store.layout.quantization
+        return module
+
+    def _attach(self, block: MoEBlock, module: OffloadedExperts) -> None:
+        if block.moe.experts is module.original:
+            free_weights(module.original)
         block.moe.experts = module
-        self._modules.append(module)
 
         def note_residual(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.pipeline.residual = inputs[0].detach().flatten(0, -2)
+            if self.pipeline.watching:
+                self.pipeline.residual = inputs[0].detach().flatten(0, -2)
 
         self._hooks.append(block.norm.register_forward_pre_hook(note_residual))
 
@@ -156,11 +151,9 @@ class Offload:
             hook.remove()
         for module in self._modules:
             module.pipeline = None
-        self.tier.close()
-        if self.device_tier is not None:
-            self.device_tier.close()
-        if self._owns_store:
-            self.store.close()
+        if os.getpid() != self._process:
+            return  # A forked child: threads, locks and files are the parent's.
+        _close_all(self.store if self._owns_store else None, self.tier, self.device_tier)
 
     def __enter__(self) -> Offload:
         return self
@@ -215,12 +208,12 @@ def offload(
     """
     budget = parse_bytes(memory)
     if isinstance(model, str | Path):
-        opened, owns_store = _checkpoint_store(model, store, quantize, check, budget, direct)
+        opened, owns_store = checkpoint_store(model, store, quantize, check, budget, direct)
     else:
         if quantize is not None:
             raise ValueError("offload: quantize: expected a checkpoint's directory as model, got a model")
         require_on_cpu(model)
-        opened, owns_store = _model_store(model, store, budget, direct)
+        opened, owns_store = model_store(model, store, budget, direct)
     try:
         loaded = load_without_experts(model) if isinstance(model, str | Path) else model
         blocks = moe_blocks(loaded)
@@ -246,7 +239,11 @@ def offload(
         if owns_store:
             opened.close()
         raise
-    engine = Offload(loaded, blocks, opened, tier, owns_store, above)
+    try:
+        engine = Offload(loaded, blocks, opened, tier, owns_store, above)
+    except BaseException:
+        _close_all(opened if owns_store else None, tier, above)
+        raise
     try:
         engine.configure(predictor, gated=gated)
     except BaseException:
@@ -256,6 +253,17 @@ def offload(
             engine.restore()
         raise
     return engine
+
+
+def _close_all(store: ExpertStore | None, tier: HostTier, device_tier: DeviceTier | None) -> None:
+    """Stop the lanes, give the slots' memory back, and close a store that belongs to nobody else."""
+    tier.close()
+    if device_tier is not None:
+        device_tier.close()
+        device_tier.pool.give_back()
+    tier.pool.give_back()
+    if store is not None:
+        store.close()
 
 
 def move_without_experts(model: nn.Module, blocks: list[MoEBlock], device: str) -> None:
@@ -281,70 +289,6 @@ def eviction_policy(policy: EvictionPolicy | str | None) -> EvictionPolicy | Non
     if policy not in POLICIES:
         raise ValueError(f"offload: policy: expected one of {sorted(POLICIES)}, got {policy!r}")
     return POLICIES[policy]()
-
-
-def _open(path: Path, budget: int, direct: bool | None) -> ExpertStore:
-    if direct is None:
-        direct = not fits_page_cache(path.stat().st_size, budget, free_memory())
-    return ExpertStore.open(path, direct=direct)
-
-
-def _model_store(
-    model: nn.Module, store: ExpertStore | str | Path | None, budget: int, direct: bool | None
-) -> tuple[ExpertStore, bool]:
-    """Return a model's store, and whether this module opened it."""
-    if isinstance(store, ExpertStore):
-        return store, False
-    if store is not None:
-        if not Path(store).exists():
-            build_model_store(model, store).close()
-        return _open(Path(store), budget, direct), True
-    folder = cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"offload-{os.getpid()}-{os.urandom(4).hex()}.store"
-    build_model_store(model, path).close()
-    opened = _open(path, budget, direct)
-    # It is read through the open file, and gone when that is closed, however the process ends.
-    path.unlink()
-    return opened, True
-
-
-def _checkpoint_store(
-    folder: str | Path,
-    store: ExpertStore | str | Path | None,
-    quantize: str | None,
-    check: bool,
-    budget: int,
-    direct: bool | None,
-) -> tuple[ExpertStore, bool]:
-    """Return a checkpoint's store, written if there is none, and whether this module opened it."""
-    if isinstance(store, ExpertStore):
-        opened, owned = store, False
-    else:
-        path = default_store(folder, quantize) if store is None else Path(store)
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            build_checkpoint_store(folder, path, quantize=quantize).close()
-        opened, owned = _open(path, budget, direct), True
-    try:
-        if quantize is not None and opened.layout.quantization != quantize:
-            raise StoreError(
-                f"store {opened.path}: expected it to be quantized to {quantize}, got "
-                f"{opened.layout.quantization or 'weights as they are'}"
-            )
-        if check and not opened.layout.source.endswith(Checkpoint(folder).fingerprint()):
-            raise StoreError(f"store {opened.path}: it was made from another model than the one in {folder}")
-    except BaseException:
-        if owned:
-            opened.close()
-        raise
-    return opened, owned
-
-
-def default_store(folder: str | Path, quantize: str | None = None) -> Path:
-    """Return where a checkpoint's store is kept unless somebody says otherwise."""
-    name = f"{Path(folder).absolute().name}-{Checkpoint(folder).fingerprint()}{f'-{quantize}' if quantize else ''}"
-    return cache_dir() / "stores" / f"{name}.store"
 
 
 def require_on_cpu(model: nn.Module) -> None:

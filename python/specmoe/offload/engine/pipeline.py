@@ -52,12 +52,22 @@ class ExpertPipeline:
         self._clock = clock
         self._ready_at: float | None = None
         self._loads = 0
+        # How many tokens each layer was last asked for.
+        self._rows: dict[int, int] = {}
         self._prefetcher: Prefetcher | None = None
         if predictor is not None:
             self._prefetcher = Prefetcher(tier, layers, predictor, self.gate, ahead, clock)
 
-    def begin(self, tokens: np.ndarray) -> None:
-        """A pass over these tokens (T,) begins; where nobody calls this, it is predicted from the past alone."""
+    @property
+    def watching(self) -> bool:
+        """Whether what this pass routes is told to a predictor."""
+        return self._prefetcher is not None and self._prefetcher.watching
+
+    def begin(self, tokens: np.ndarray | None) -> None:
+        """A pass over these tokens (T,), None where they are unknown, begins.
+
+        Where nobody calls this, a pass begins with a layer that is not below the last, and is predicted from the past.
+        """
         if self._prefetcher is not None:
             self._prefetcher.begin(tokens)
 
@@ -83,22 +93,22 @@ class ExpertPipeline:
         """
         keys = [ExpertKey(layer, expert) for expert in wanted]
         gate, stats = self.gate, self.tier.stats
-        if self._ready_at is not None and experts is not None:
-            # Passes of several tokens differ too much from one another to tell what loads beside them cost.
-            gate.record_compute(
-                self._clock() - self._ready_at, stats.loads - self._loads if len(experts) == 1 else None
-            )
+        # What a pass costs depends on its tokens: only one of as many as before says what the next one will.
+        steady = experts is not None and self._rows.get(layer) == len(experts)
         if experts is not None:
+            self._record_window(layer, steady)
+            self._rows[layer] = len(experts)
             self.tier.routed(layer, experts, self.num_experts)
         covered = stats.prefetched + stats.late
         missed = self.tier.demand(keys)
-        gate.record_demand(missed > 0)
-        gate.record_need(missed + stats.prefetched + stats.late - covered)
         try:
+            if steady:
+                gate.record_demand(missed > 0)
+                gate.record_need(missed + stats.prefetched + stats.late - covered)
             if last:
                 self.tier.retire(layer)
             if experts is not None and self._prefetcher is not None:
-                self._prefetcher.routed(Observation(layer, experts, self.residual, weights))
+                self._prefetcher.routed(Observation(layer, experts, self.residual, weights), steady)
                 self.residual = None  # It was this layer's alone.
             slots = self.tier.wait(keys)
         except BaseException:
@@ -106,6 +116,18 @@ class ExpertPipeline:
             raise
         self._ready_at, self._loads = self._clock(), stats.loads
         return slots
+
+    def _record_window(self, layer: int, steady: bool) -> None:
+        """Tell the gate how long the model computed since the layer before had its experts."""
+        if self._ready_at is None:
+            return
+        seconds = self._clock() - self._ready_at
+        if not steady:
+            self.gate.record_unlike(seconds)
+            return
+        # What is still being loaded has slowed this window too.
+        loads = self.tier.reading + self.tier.stats.loads - self._loads
+        self.gate.record_compute(seconds, loads, layer)
 
     def release(self, layer: int, wanted: Sequence[int]) -> None:
         """Let the experts of `acquire` go."""

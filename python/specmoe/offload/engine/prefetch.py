@@ -51,7 +51,10 @@ class Prefetcher:
         self._last = -1
         self._first = 0
         self._begun = False
-        self._watching = True
+        # Whether the predictor is told of the pass that runs.
+        self.watching = True
+        # Seconds that its beginning took, until they are told to the gate.
+        self._opening = 0.0
 
     def reset(self) -> None:
         """Begin another sequence."""
@@ -59,39 +62,48 @@ class Prefetcher:
         self._begun = False
         self._predictor.reset()
 
-    def begin(self, tokens: np.ndarray) -> None:
-        """A pass over these tokens (T,) begins: the first layer can be guessed again, now that they are known."""
-        self._begun, self._watching = True, self._gate.worth_watching()
-        if not self._watching or not isinstance(self._predictor, SeesTokens):
+    def begin(self, tokens: np.ndarray | None) -> None:
+        """A pass begins: the first layer can be guessed again where its tokens (T,) are known."""
+        self._begun, self.watching = True, self._gate.worth_watching()
+        if not self.watching or tokens is None or not isinstance(self._predictor, SeesTokens):
             return
         begin = self._clock()
         self._predictor.begin(tokens)
         if self._gate.worth_predicting():
             self._guess(self._first)
-        self._tier.stats.predict_seconds += self._clock() - begin
+        self._opening = self._clock() - begin
+        self._tier.stats.predict_seconds += self._opening
 
-    def routed(self, observation: Observation) -> None:
-        """A layer was routed and has demanded its experts."""
+    def routed(self, observation: Observation, steady: bool = True) -> None:
+        """A layer was routed and has demanded its experts.
+
+        Args:
+            observation: what the predictor is told.
+            steady: whether the pass is like the one before, so that what the predictor takes is worth noting.
+        """
         layer = observation.layer
         begin = self._clock()
         if layer <= self._last:
             self._first = layer
             if not self._begun:
-                self._watching = self._gate.worth_watching()
+                self.watching = self._gate.worth_watching()
         self._begun = False
         self._learn(layer, observation.experts)
         if self._last >= 0:
             self._follows[self._last] = layer
         self._last = layer
-        if not self._watching:
+        opening, self._opening = self._opening, 0.0
+        if not self.watching:
             return
         self._predictor.observe(observation)
         self._advise(layer)
         watched = self._clock()
-        self._gate.record_watch(watched - begin)
+        if steady:
+            self._gate.record_watch(opening + watched - begin)
         if self._gate.worth_predicting():
             self._guess(self._follows.get(layer, (layer + 1) % self._layers))
-            self._gate.record_predict(self._clock() - watched)
+            if steady:
+                self._gate.record_predict(self._clock() - watched)
         self._tier.stats.predict_seconds += self._clock() - begin
 
     def _learn(self, layer: int, experts: np.ndarray) -> None:
@@ -125,4 +137,4 @@ class Prefetcher:
             return
         candidates = self._tier.candidates(layer, chances, self._ahead)
         self._guessed[layer] = candidates
-        self._tier.speculate((ExpertKey(layer, e), p) for e, p in self._gate.choose(candidates))
+        self._tier.speculate((ExpertKey(layer, e), p) for e, p in self._gate.choose(candidates, layer))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,8 +80,13 @@ def build_store(
 def remove_leftovers(path: str | Path) -> list[Path]:
     """Delete unfinished files of earlier builds of `path` whose process is gone; return them."""
     path = Path(path)
+    return remove_unlocked(path.parent.glob(f".{path.name}.*.tmp"))
+
+
+def remove_unlocked(unfinished: Iterable[Path]) -> list[Path]:
+    """Delete those of some unfinished files that no living builder holds; return them."""
     removed = []
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    for leftover in unfinished:
         try:
             with leftover.open("rb") as file:
                 if fcntl is not None:

@@ -41,7 +41,8 @@ def build_resumable(
     groups: tuple[str, ...] = (),
     quantization: str = "",
     progress: Progress | None = None,
-) -> StoreLayout:
+    replace: bool = True,
+) -> None:
     """Write every expert to `path`; what an earlier, interrupted call has written is not written again.
 
     Args:
@@ -51,6 +52,7 @@ def build_resumable(
         fingerprint: of what the weights come from; a partial file with another one is begun again.
         source, groups, quantization: for the header (see `StoreLayout`).
         progress: called with (experts written, experts in all), at first with what was found.
+        replace: with False a store that is there by now, from another process, is left as it is.
 
     Raises:
         StoreError: the disk is full, an expert's tensors differ from the first one's, or another process builds the
@@ -63,6 +65,10 @@ def build_resumable(
     partial, log = partial_paths(path)
     try:
         with _open_locked(partial, path) as file:
+            if not replace and path.exists():
+                partial.unlink()
+                log.unlink(missing_ok=True)
+                return
             # The header without checksums: the same plan of the same weights.
             plan = f"{fingerprint} {checksum(layout.header()):016x}"
             done = _recover(file, log, layout, plan)
@@ -83,19 +89,25 @@ def build_resumable(
             f"store {path}: the disk is full ({error.strerror}); what is written stays in {partial}: make "
             f"{format_bytes(layout.file_bytes)} of room in all and run it again, or delete that file"
         ) from error
-    return layout
 
 
 def discard_partial(path: str | Path) -> bool:
     """Delete what an interrupted build has left, unless a process still works on it; return whether anything was."""
     partial, log = partial_paths(path)
     if not partial.exists():
-        found = log.exists()
-        log.unlink(missing_ok=True)
-        return found
+        return discard_log(path)
     with _open_locked(partial, Path(path)):
         partial.unlink()
         log.unlink(missing_ok=True)
+    return True
+
+
+def discard_log(path: str | Path) -> bool:
+    """Delete the log of a build that was killed when its store was complete; return whether there was one."""
+    partial, log = partial_paths(path)
+    if partial.exists() or not log.exists():
+        return False
+    log.unlink(missing_ok=True)
     return True
 
 

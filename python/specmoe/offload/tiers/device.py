@@ -76,13 +76,20 @@ class DeviceTier:
                 self._slot_of.move_to_end(key)
             else:
                 missing.append(key)
-        for key in missing:
-            if not self._free:
-                victim = next(k for k in self._slot_of if k not in wanted)
-                self._free.append(self._slot_of.pop(victim))
-            self._slot_of[key] = self._free.pop()
-        if missing:
-            self._copy([(host_slots[key.expert], self._slot_of[key]) for key in missing])
+        try:
+            for key in missing:
+                if not self._free:
+                    victim = next(k for k in self._slot_of if k not in wanted)
+                    self._free.append(self._slot_of.pop(victim))
+                self._slot_of[key] = self._free.pop()
+            if missing:
+                self._copy([(host_slots[key.expert], self._slot_of[key]) for key in missing])
+        except BaseException:
+            # Interrupted: what was not copied is not there.
+            for key in missing:
+                self._slot_of.pop(key, None)
+            self._free = sorted(set(range(self.slots)) - set(self._slot_of.values()), reverse=True)
+            raise
         return [self._slot_of[key] for key in keys]
 
     def _copy(self, pairs: Sequence[tuple[int, int]]) -> None:

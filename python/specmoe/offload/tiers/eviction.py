@@ -102,23 +102,23 @@ class Valued:
         self._clock = 0
         self._values = np.zeros((layers, experts))
         self._used = np.zeros((layers, experts), dtype=np.int64)
-        self._resident = np.zeros((layers, experts), dtype=bool)
-        self._demoted = np.zeros((layers, experts), dtype=bool)
+        # Added to a value where a victim is sought: 0 for who is resident, -inf who goes first, inf who is not there.
+        self._barred = np.full((layers, experts), np.inf)
+        self._scratch = np.empty((layers, experts))
 
     def insert(self, key: ExpertKey) -> None:
         self._fit(key.layer, key.expert)
-        self._resident[key], self._demoted[key] = True, False
         self.touch(key)
 
     def touch(self, key: ExpertKey) -> None:
         self._clock += 1
-        self._used[key], self._demoted[key] = self._clock, False
+        self._used[key], self._barred[key] = self._clock, 0.0
 
     def demote(self, key: ExpertKey) -> None:
-        self._demoted[key] = True
+        self._barred[key] = -np.inf
 
     def remove(self, key: ExpertKey) -> None:
-        self._resident[key] = False
+        self._barred[key] = np.inf
 
     def routed(self, layer: int, experts: np.ndarray, num_experts: int) -> None:
         """Values are a matter of the class."""
@@ -133,28 +133,30 @@ class Valued:
         """Values are a matter of the class."""
 
     def order(self) -> Iterator[ExpertKey]:
-        layers, experts = np.nonzero(self._resident)
-        values = np.where(self._demoted[layers, experts], -np.inf, self._values[layers, experts])
+        layers, experts = np.nonzero(self._barred < np.inf)
+        values = self._values[layers, experts] + self._barred[layers, experts]
         for i in np.lexsort((self._used[layers, experts], values)):
             yield ExpertKey(int(layers[i]), int(experts[i]))
 
     def victim(self, held: Container[ExpertKey]) -> ExpertKey | None:
         # The first is nearly always free to go; sorting all that are resident would be most of the work.
-        values = np.where(self._demoted, -np.inf, self._values)
-        values[~self._resident] = np.inf
-        lowest = np.flatnonzero(values == values.min())
+        values = np.add(self._values, self._barred, out=self._scratch)
+        low = values.min()
+        if low == np.inf:
+            return None
+        lowest = np.flatnonzero(values == low)
         if len(lowest) > 1:
             lowest = lowest[np.argsort(self._used.reshape(-1)[lowest])]
         experts = values.shape[1]
         for i in lowest.tolist():
             key = ExpertKey(i // experts, i % experts)
-            if self._resident[key] and key not in held:
+            if key not in held:
                 return key
         return next((key for key in self.order() if key not in held), None)
 
     def lowest(self, count: int) -> np.ndarray:
         """Return the values of those that would go first, ascending; at most `count`."""
-        values = np.where(self._demoted, 0.0, self._values)[self._resident]
+        values = np.where(self._barred < 0.0, 0.0, self._values)[self._barred < np.inf]
         if len(values) > count:
             values = np.partition(values, count)[:count]
         return np.sort(values)
@@ -164,8 +166,9 @@ class Valued:
         if layer < L and expert < E:
             return
         grow = ((0, max(0, layer + 1 - L)), (0, max(0, expert + 1 - E)))
-        for name in ("_values", "_used", "_resident", "_demoted"):
-            setattr(self, name, np.pad(getattr(self, name), grow))
+        for name, filler in (("_values", 0), ("_used", 0), ("_barred", np.inf)):
+            setattr(self, name, np.pad(getattr(self, name), grow, constant_values=filler))
+        self._scratch = np.empty_like(self._values)
 
 
 class LFU(Valued):

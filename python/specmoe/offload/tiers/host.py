@@ -93,6 +93,11 @@ class HostTier:
         """The most experts that a layer of the store has."""
         return 1 + max(key.expert for key in self.store.layout.keys)
 
+    @property
+    def reading(self) -> int:
+        """How many experts are being read."""
+        return self._reading
+
     def resident(self, key: ExpertKey) -> bool:
         """Whether the expert is there, or on its way."""
         with self._lock:
@@ -148,36 +153,46 @@ class HostTier:
         """
         if len(keys) > self.pool.count:
             raise ValueError(f"demand: keys: expected at most {self.pool.count} experts, got {len(keys)}")
-        with self._lock:
-            self._require_open()
-            stats = self.stats
-            stats.requests += len(keys)
-            missed = stats.misses
-            for key in keys:
-                self._pins[key] = self._pins.get(key, 0) + 1
-                self._failed.pop(key, None)
-                entry = self._entries.get(key)
-                if entry is None:
-                    stats.misses += 1
-                    self._queue.put(key, demand=True)
-                    continue
-                if entry.ready:
-                    stats.hits += 1
-                    stats.prefetched += entry.guess
-                    self._policy.touch(key)
-                else:
-                    stats.late += 1
-                    stats.late_bytes += self.pool.blob_bytes if entry.guess else 0
-                if entry.guess:
-                    entry.guess = False
-                    self._guesses.discard(key)
-                    stats.useful_bytes += self.pool.blob_bytes
-            missed = stats.misses - missed
-            self._work.notify(missed)
-        if missed:
-            # Let the lanes have the interpreter: their reads begin now, not when the caller next waits.
-            time.sleep(0)
+        held: list[ExpertKey] = []
+        try:
+            with self._lock:
+                self._require_open()
+                self.stats.requests += len(keys)
+                missed = 0
+                for key in keys:
+                    self._pins[key] = self._pins.get(key, 0) + 1
+                    held.append(key)
+                    self._failed.pop(key, None)
+                    missed += self._ask(key)
+                self.stats.misses += missed
+                self._work.notify(missed)
+            if missed:
+                # Let the lanes have the interpreter: their reads begin now, not when the caller next waits.
+                time.sleep(0)
+        except BaseException:
+            # Ctrl-C may come anywhere: whoever gets no answer holds nothing.
+            self.release(held)
+            raise
         return missed
+
+    def _ask(self, key: ExpertKey) -> bool:
+        """Count a demand, and queue it where the expert is not there or on its way; return whether it was."""
+        entry, stats = self._entries.get(key), self.stats
+        if entry is None:
+            self._queue.put(key, demand=True)
+            return True
+        if entry.ready:
+            stats.hits += 1
+            stats.prefetched += entry.guess
+            self._policy.touch(key)
+        else:
+            stats.late += 1
+            stats.late_bytes += self.pool.blob_bytes if entry.guess else 0
+        if entry.guess:
+            entry.guess = False
+            self._guesses.discard(key)
+            stats.useful_bytes += self.pool.blob_bytes
+        return False
 
     def wait(self, keys: Sequence[ExpertKey]) -> list[int]:
         """Wait until demanded experts are there; return their slots.
@@ -312,7 +327,7 @@ class HostTier:
 
     def _start(self) -> tuple[Request, int] | None:
         """Take the next request and give it a slot; None when nothing can begin."""
-        if self._closed or not len(self._queue):
+        if self._closed or not self._may_start():
             return None
         victim = None if self._free else self._victim()
         if not self._free and victim is None:
@@ -364,8 +379,12 @@ class HostTier:
 
     def _offer_slots(self) -> None:
         """Wake the lanes if requests wait, maybe for a slot."""
-        if len(self._queue):
+        if self._may_start():
             self._work.notify_all()
+
+    def _may_start(self) -> bool:
+        """Whether a request waits that a lane may take, if there is a slot for it."""
+        return bool(len(self._queue) if self._guesses_reading < self._max_guesses else self._queue.demands)
 
     def _victim(self) -> ExpertKey | None:
         return self._policy.victim(self._pins)

@@ -21,6 +21,9 @@ class Tier(Protocol):
     stats: TransferStats
 
     @property
+    def reading(self) -> int: ...
+
+    @property
     def num_experts(self) -> int: ...
 
     @property

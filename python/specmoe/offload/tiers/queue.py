@@ -98,3 +98,6 @@ class TransferQueue:
     def _forget(self, request: Request) -> None:
         del self._waiting[request.key]
         self._demands -= request.demand
+        if not self._waiting:
+            # What was dropped leaves the heap when it is met there: with nothing behind it, it never would be.
+            self._heap.clear()

@@ -5,6 +5,8 @@ Letters: S slots, E experts.
 
 from __future__ import annotations
 
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -75,6 +77,12 @@ class SlotPool:
         if getattr(self, "_pinned", False):
             torch.cuda.cudart().cudaHostUnregister(self.raw.data_ptr())
             self._pinned = False
+
+    def give_back(self) -> None:
+        """Let the system have the slots' pages, whoever still holds the pool; what they held is gone."""
+        # On a GPU the memory goes with the tensors.
+        if self.device.type == "cpu" and hasattr(mmap, "MADV_DONTNEED"):
+            self._buffer.madvise(mmap.MADV_DONTNEED)
 
     def settle(self, index: int) -> None:
         """Copy a slot's vectors to their place; called after the slot was filled."""

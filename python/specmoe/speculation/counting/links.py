@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+# The most that a chance comes to: every expert of a layer may be used by every token.
+MOST = np.float32(1.0 - 1e-6)
+
 
 class Links:
     """How the log-odds of a layer's experts move with each expert that was used before.
@@ -36,13 +39,13 @@ class Links:
 
     def terms(self, before: np.ndarray) -> np.ndarray:
         """Return (T, E): the sums of the terms of what each token used before (T, E)."""
-        rate = self._after / self._tokens
+        rate = np.minimum(self._after / self._tokens, MOST)
         if len(before) == 1:
             chosen = before[0] > 0
             both, seen = self._both[chosen], self._before[chosen]
         else:
             both, seen = self._both, self._before
-        chance = (both + self._smoothing * rate) / (seen + self._smoothing)[:, None]
-        # Smoothing keeps both away from 0 and 1.
+        chance = np.minimum((both + self._smoothing * rate) / (seen + self._smoothing)[:, None], MOST)
+        # Smoothing keeps both away from 0.
         table = np.log(chance / (1.0 - chance)) - np.log(rate / (1.0 - rate))
         return table.sum(0, keepdims=True) if len(before) == 1 else before @ table
