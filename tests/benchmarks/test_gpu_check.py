@@ -100,6 +100,8 @@ def test_interrupted_it_keeps_what_it_has_and_leaves_nothing_running(tmp_path: P
         ["bash", str(SCRIPT), "--cpu", "--minutes", "60", "--parts", "build,bench", str(tmp_path)],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
+        # A shell's job in the background ignores it, and so would a script that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     rows = tmp_path / "gpu.json"
     # On a machine that does much else, the first row is measured after minutes.
