@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything about a GPU in one command and nine minutes: builds, runs every op, measures every row of
-# docs/performance.md beside the libraries that are installed, and runs a sample of the tests and compute-sanitizer.
+# docs/performance.md beside the libraries that are installed, and runs a sample of the tests and compute-sanitizer. With
+# --parts build,tests it runs all tests instead.
 #
 #   scripts/gpu_check.sh [--parts build,every_op,bench,tests,memcheck,racecheck] [--minutes 9] [--small] FOLDER
 #
@@ -195,7 +196,8 @@ run_tests() { # DEVICE PYTHON SMALL
         esac
     done
     [ -z "$3" ] || files=(tests/ops/test_route.py) options=()
-    export MOE_TEST_DEVICE=$1 MOE_TEST_SAMPLE=1 OMP_NUM_THREADS=2
+    export MOE_TEST_DEVICE=$1 OMP_NUM_THREADS=2
+    [ "$SAMPLE" = "" ] || export MOE_TEST_SAMPLE=1
     exec "$2" -m pytest -v --tb=short --maxfail=300 -p no:cacheprovider "${options[@]}" "${files[@]}"
 }
 
@@ -260,7 +262,10 @@ start_warming
 [ $device = cuda ] && stop_warming 60 || stop_warming 5
 left=$((deadline - SECONDS - reserve - after))
 call bench $((left > 190 ? left : 190)) bench.log bench $device "$python" "$small" "$folder"
-call tests 80 tests.log run_tests $device "$python" "$small"
+# Beside the benchmark a sample of the tests; without it, all that the time allows.
+export SAMPLE=yes
+[[ ,$parts, == *,bench,* ]] || SAMPLE=""
+call tests $([ -n "$SAMPLE" ] && echo 80 || echo $((minutes * 60))) tests.log run_tests $device "$python" "$small"
 if [ $device = cuda ]; then
     call memcheck 60 sanitizer.log sanitize memcheck "$python"
     call racecheck $((minutes * 60)) sanitizer.log sanitize racecheck "$python"

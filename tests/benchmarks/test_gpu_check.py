@@ -46,7 +46,7 @@ def test_wrong_arguments_give_the_usage(arguments: tuple[str, ...]) -> None:
 
 # Stands for Python on a machine with a GPU: computes nothing, and one op hangs.
 PRETENDED = """#!/usr/bin/env bash
-echo "$*" >>"$CALLS"
+echo "$*${MOE_TEST_SAMPLE:+ (a sample)}" >>"$CALLS"
 case "$*" in
     *summary.py*) exec "$REAL" "$@" ;;
     *setuptools*) echo 80.1 ;;
@@ -57,28 +57,40 @@ esac
 """
 
 
-def test_the_order_of_the_parts_on_a_gpu_that_hangs_in_one_op(tmp_path: Path) -> None:
+def _pretended(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Runs the script on no GPU; returns also what Python was called with."""
     for name in ("python", "compute-sanitizer"):
-        (tmp_path / name).write_text(PRETENDED)
-        (tmp_path / name).chmod(0o755)
+        (folder / name).write_text(PRETENDED)
+        (folder / name).chmod(0o755)
     # The seconds of every_op are what the test takes.
     short = SCRIPT.read_text().replace("call every_op 75 ", "call every_op 8 ").replace('"$0")/.."', '"$ROOT")"')
-    (tmp_path / "gpu_check.sh").write_text(short)
-    calls, folder = tmp_path / "calls", tmp_path / "out"
-    environment = ENVIRONMENT | {"PYTHON": str(tmp_path / "python"), "REAL": sys.executable, "CALLS": str(calls)}
-    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ROOT": str(SCRIPT.parent), "JOBS": "9"}
-    command = ["bash", str(tmp_path / "gpu_check.sh"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    (folder / "gpu_check.sh").write_text(short)
+    calls = folder / "calls"
+    environment = ENVIRONMENT | {"PYTHON": str(folder / "python"), "REAL": sys.executable, "CALLS": str(calls)}
+    environment |= {"PATH": f"{folder}:{os.environ['PATH']}", "ROOT": str(SCRIPT.parent), "JOBS": "9"}
+    command = ["bash", str(folder / "gpu_check.sh"), *arguments, str(folder / "out")]
+    return subprocess.run(command, capture_output=True, text=True, env=environment), calls.read_text()
+
+
+def test_the_order_of_the_parts_on_a_gpu_that_hangs_in_one_op(tmp_path: Path) -> None:
+    done, said = _pretended(tmp_path)
+    folder = tmp_path / "out"
     parts = json.loads((folder / "gpu.json").read_text())["parts"]
     assert list(parts) == ["build", "every_op", "bench", "tests", "memcheck", "racecheck"]
     assert {name for name, part in parts.items() if part["status"] != "passed"} == {"every_op"}, done.stdout
     assert parts["every_op"]["detail"] == "17 ok; 0 not there; cuda route float32"
     assert "cuda route float32: FAILED: no answer from route float32" in (folder / "every_op.log").read_text()
-    said = calls.read_text()
     assert said.index("every_op.py --ops") < said.index("warm.py") < said.index("run.py") < said.index("pytest -v")
+    assert "tests/ops tests/backends (a sample)" in said
     assert "--dtypes bfloat16 --backends cuda,triton" in said
     assert len(list(folder.iterdir())) == 8
     assert not subprocess.run(["pgrep", "-f", str(tmp_path / "python")], capture_output=True, text=True).stdout
+
+
+def test_without_the_benchmark_all_tests_run(tmp_path: Path) -> None:
+    done, said = _pretended(tmp_path, "--parts", "tests")
+    assert "tests      at most 5" in done.stdout and done.returncode == 0, done.stdout
+    assert "tests/ops tests/backends" in said and "sample" not in said
 
 
 @pytest.mark.slow
