@@ -85,20 +85,27 @@ def test_a_reader_that_left_is_no_error_of_ours(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")], ids=["default", "own"])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(given, policy):
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("PASSIVE", "1000")),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", "None")),
+        ({"GOMP_SPINCOUNT": "7"}, ("PASSIVE", "7")),
+    ],
+    ids=["default", "own policy", "own spins"],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(given, expected):
     program = (
         "import os, sys\n"
         "from specmoe.cli import app\n"
-        "app.app = lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "names = 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'\n"
+        "app.app = lambda: print(*map(os.environ.get, names), 'torch' in sys.modules)\n"
         "app.main()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    environment.pop("OMP_WAIT_POLICY", None)
-    if given:
-        environment["OMP_WAIT_POLICY"] = given
+    inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = {**inherited, **given, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == [policy, "False"], done.stderr
+    assert done.stdout.split() == [*expected, "False"], done.stderr
 
 
 def test_debugging_keeps_every_traceback(monkeypatch):

@@ -27,8 +27,11 @@ class ScheduledRecords(Dataset):
             batches: how many the run takes.
             seed: another one gives another order.
         """
+        # All at once: row by row takes datasets three times as long.
+        columns = rows[:]
         self.rows: list[dict[str, Any]] = [
-            {"input_ids": ids, "labels": labels} for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)
+            {"input_ids": ids, "labels": labels}
+            for ids, labels in zip(columns["input_ids"], columns["labels"], strict=True)
         ]
         self.order = run_order([len(row["input_ids"]) for row in self.rows], batch_size, batches, seed)
 

@@ -178,8 +178,8 @@ def _export(output: Path, step: int) -> Path:
 
 
 def _digest(rows: Any) -> str:
-    digest = xxhash.xxh64()
-    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+    digest, columns = xxhash.xxh64(), rows[:]
+    for ids, labels in zip(columns["input_ids"], columns["labels"], strict=True):
         digest.update(torch.tensor([len(ids), *ids, *labels]).numpy().tobytes())
     return digest.hexdigest()
 
