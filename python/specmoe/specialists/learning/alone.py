@@ -16,7 +16,7 @@ LOCK_FILE = "corrections.lock"
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within the block no other process learns for the family; waits for one that does. Its end, however, frees it."""
+    """Within the block no other process learns for the family; waits for one that does, however it ends."""
     with (folder / LOCK_FILE).open("a") as file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -207,8 +207,9 @@ class Learner:
 
         # The rule is what is to be learned: a value that the model cannot convert in any words says nothing of it.
         able = which(rows_of([in_plain_words(each, rule) for each in drawn], tokenizer)) if rule else []
-        checked = [each for each, can in zip(drawn, able, strict=True) if can] or drawn
-        others = rows_of(checked[: settings.checks], tokenizer)
+        # Where it can convert too few, the others count as well: there are never fewer checks.
+        checked = sorted(zip(drawn, able, strict=True), key=lambda pair: not pair[1])[: settings.checks] if rule else []
+        others = rows_of([each for each, _ in checked], tokenizer)
         before, kept_before = right(held_out), which(earlier)
         blend = Blend(loaded.bank.trainable())
         scores = [before]

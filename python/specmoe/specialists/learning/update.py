@@ -33,7 +33,7 @@ class UpdateSettings:
             nats per token, beside the cross-entropy.
         learning_rate, grad_clip: of AdamW; it does not decay the weights.
         examples: other values for the correction's phrasing that are learned.
-        checks: further ones that have to be right, of those that the model converts when it is asked in plain words.
+        checks: further ones that have to be right, first of all those that the model converts in plain words.
         share: how many of those.
         blends: shares of the new weights that are tried, the rest the old ones, where it is learned and something else
             is lost.
