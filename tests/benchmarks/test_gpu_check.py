@@ -46,13 +46,14 @@ def test_wrong_arguments_give_the_usage(arguments: tuple[str, ...]) -> None:
 
 # Stands for Python on a machine with a GPU: computes nothing, and one op hangs.
 PRETENDED = """#!/usr/bin/env bash
-echo "$*${MOE_TEST_SAMPLE:+ (a sample)}" >>"$CALLS"
+echo "$*" >>"$CALLS"
 case "$*" in
     *summary.py*) exec "$REAL" "$@" ;;
     *setuptools*) echo 80.1 ;;
     *"import xdist"* | *"import pytest_timeout"*) exit 1 ;;
     *every_op.py*route*float32*) printf 'cuda route float32: '; exec sleep 60 ;;
     *every_op.py*) echo "cuda op: ok" ;;
+    *pytest*) printf '%s\n' "14 workers [9000 items]" "the sample, 812 tests: 812 passed" "== 4000 passed in 90 s ==" ;;
 esac
 """
 
@@ -76,21 +77,34 @@ def test_the_order_of_the_parts_on_a_gpu_that_hangs_in_one_op(tmp_path: Path) ->
     done, said = _pretended(tmp_path)
     folder = tmp_path / "out"
     parts = json.loads((folder / "gpu.json").read_text())["parts"]
-    assert list(parts) == ["build", "every_op", "bench", "tests", "memcheck", "racecheck"]
+    assert list(parts) == ["build", "every_op", "bench", "memcheck", "racecheck", "tests"]
     assert {name for name, part in parts.items() if part["status"] != "passed"} == {"every_op"}, done.stdout
     assert parts["every_op"]["detail"] == "17 ok; 0 not there; cuda route float32"
     assert "cuda route float32: FAILED: no answer from route float32" in (folder / "every_op.log").read_text()
     assert said.index("every_op.py --ops") < said.index("warm.py") < said.index("run.py") < said.index("pytest -v")
-    assert "tests/ops tests/backends (a sample)" in said
+    assert "tests/ops tests/backends" in said
+    assert parts["tests"]["detail"] == " 4000 passed in 90 s ;of 9000;the sample, 812 tests: 812 passed"
     assert "--dtypes bfloat16 --backends cuda,triton" in said
     assert len(list(folder.iterdir())) == 8
     assert not subprocess.run(["pgrep", "-f", str(tmp_path / "python")], capture_output=True, text=True).stdout
 
 
+def test_on_a_gpu_the_sample_comes_first() -> None:
+    # A device of another name than the one that is not a GPU.
+    here = ENVIRONMENT | {"MOE_TEST_DEVICE": "cpu:0", "TRITON_INTERPRET": "1"}
+    chosen = ["tests/ops/test_permute.py", "-k", "test_unpermute and triton and float32 and weighted and 3-8"]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *chosen]
+    done = subprocess.run(command, capture_output=True, text=True, env=here, cwd=SCRIPT.parents[1])
+    assert done.returncode == 0, done.stdout
+    order = [line.split("[")[1] for line in done.stdout.splitlines() if line.startswith("tests/")]
+    assert [name.partition("-triton")[0] for name in order] == ["3-8-8", "63-8-2", "3-8-1", "3-8-2", "63-8-1", "63-8-8"]
+    assert "the sample, 2 tests: 2 passed" in done.stdout
+
+
 def test_without_the_benchmark_all_tests_run(tmp_path: Path) -> None:
     done, said = _pretended(tmp_path, "--parts", "tests")
     assert "tests      at most 5" in done.stdout and done.returncode == 0, done.stdout
-    assert "tests/ops tests/backends" in said and "sample" not in said
+    assert "tests/ops tests/backends" in said and "every_op" not in said
 
 
 @pytest.mark.slow

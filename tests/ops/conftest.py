@@ -4,9 +4,10 @@
 takes seconds for what others do in a millisecond: there some of the shapes belong to the default run, some more to the
 slow one, and the rest runs on GPUs only.
 
-On a GPU Triton compiles about a kernel a second, and has thousands to compile for all of it. With `MOE_TEST_SAMPLE=1`
-its tests are those of the interpreter's default run and the sizes of models, in float32 and bfloat16: 800 kernels.
-The other backends' are all of them.
+On a GPU Triton compiles about a kernel a second, and has thousands to compile for all of it. There a sample comes
+first: the other backends' tests and, of Triton's, those of the interpreter's default run and the sizes of models, in
+float32 and bfloat16: 800 kernels. So a run that is short of time has seen every kernel, and its last lines say how far
+it came.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import pytest
 import torch
 
 DEVICE = os.environ.get("MOE_TEST_DEVICE", "cpu")
-SAMPLE = os.environ.get("MOE_TEST_SAMPLE") == "1"
 if DEVICE == "cpu":
     # Read once, when the first kernel is defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -57,6 +57,9 @@ NOT_INTERPRETED = {
 PLAIN = tuple(op for op in OPS if not op.endswith("_quantized"))
 OPS_OF = {"test_permute": ("permute", "unpermute"), **{f"test_{op}": (op,) for op in OPS if op != "permute"}}
 
+# The tests that a GPU runs after all others.
+LAST = pytest.StashKey[set[pytest.Item]]()
+
 
 def shapes() -> list[tuple[int, int, int]]:
     """Return the distinct (T, E, K) with K at most E."""
@@ -94,8 +97,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     on_gpu = DEVICE != "cpu"
-    if on_gpu and not SAMPLE:
-        return
     left_out = []
     for item in items:
         given = getattr(item, "callspec", None)
@@ -106,9 +107,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             left_out.append(item)
         elif slow and not on_gpu:
             item.add_marker(pytest.mark.slow)
-    config.hook.pytest_deselected(items=left_out)
-    gone = set(left_out)
-    items[:] = [item for item in items if item not in gone]
+    last = set(left_out)
+    items[:] = [item for item in items if item not in last]
+    if not on_gpu:
+        config.hook.pytest_deselected(items=left_out)
+        return
+    items += left_out
+    config.stash[LAST] = last
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if LAST not in session.config.stash:
+        return
+    sample = [item for item in session.items if item not in session.config.stash[LAST]]
+    for item in sample:
+        item.user_properties.append(("sample", len(sample)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much of the sample has run, and whether all of that has passed."""
+    done = dict.fromkeys(("passed", "skipped", "failed", "error"), 0)
+    size = 0
+    for outcome in done:
+        for report in terminalreporter.stats.get(outcome, []):
+            drawn = dict(report.user_properties).get("sample")
+            if drawn:
+                size, done[outcome] = drawn, done[outcome] + 1
+    if size:
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in done.items() if count)
+        terminalreporter.write_line(f"the sample, {size} tests: {counts}")
 
 
 @pytest.hookimpl(wrapper=True)

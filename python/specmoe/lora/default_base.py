@@ -28,7 +28,7 @@ class BaseSettings:
         hidden_size, intermediate_size, layers, heads, head_size: of the transformer; the heads share one key and value.
         vocab_size: tokens of the byte-level vocabulary.
         context: the longest text, in tokens.
-        steps, batch_size, learning_rate, max_length: of its pretraining; `max_length` in tokens.
+        steps, batch_size, shards, learning_rate, max_length: of its pretraining; `max_length` in tokens.
         precision: "float32", or "bfloat16" for autocast.
         seed: of weights, data and order.
     """
@@ -42,6 +42,7 @@ class BaseSettings:
     context: int = 1024
     steps: int = 450
     batch_size: int = 32
+    shards: int = 2
     learning_rate: float = 2e-3
     max_length: int = 256
     precision: str = "bfloat16"
@@ -77,6 +78,7 @@ def _pretrain(
     tuning = TuneSettings(
         steps=settings.steps,
         batch_size=settings.batch_size,
+        shards=settings.shards,
         learning_rate=settings.learning_rate,
         eval_every=max(1, settings.steps // 4),
         save_every=max(1, settings.steps // 10),

@@ -35,7 +35,7 @@ class BaseSettings:
         hidden_size, intermediate_size, layers, heads: of the transformer.
         context: the longest text, in tokens.
         examples: of each specialist's training side.
-        steps, batch_size, learning_rate, weight_decay: of its pretraining.
+        steps, batch_size, shards, learning_rate, weight_decay: of its pretraining.
         precision: "float32", or "bfloat16" for autocast.
         seed: of weights, data and order.
     """
@@ -50,6 +50,7 @@ class BaseSettings:
     )
     steps: int = 9_000
     batch_size: int = 32
+    shards: int = 2
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     precision: str = "bfloat16"
@@ -89,6 +90,7 @@ def _pretrain(folder: Path, settings: BaseSettings, progress: bool | None) -> No
     tuning = TuneSettings(
         steps=settings.steps,
         batch_size=settings.batch_size,
+        shards=settings.shards,
         learning_rate=settings.learning_rate,
         warmup=0.03,
         weight_decay=settings.weight_decay,
@@ -131,11 +133,7 @@ def untrained(settings: BaseSettings) -> Any:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = Qwen2ForCausalLM(config)
-    # In bfloat16 torch's fused attention spends a third of a step in its backward pass on a CPU without AMX: with the
-    # plain one a step takes 0.7 times as long (32 examples of 64 tokens, one core of an EPYC Zen 4).
-    model.set_attn_implementation("eager")
-    return model
+        return Qwen2ForCausalLM(config)
 
 
 def _sides(settings: BaseSettings) -> tuple[list[Example], list[Example]]:

@@ -124,9 +124,6 @@ def adapted(base: Base, settings: SpecialistSettings) -> Any:
         use_gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )
-    if base.model.device.type == "cpu":
-        # See `untrained` of the default base: torch's fused attention is slow there in bfloat16.
-        base.model.set_attn_implementation("eager")
     return new_adapter(base, settings.rank, settings.alpha, settings.dropout, settings.seed, TARGETS)
 
 

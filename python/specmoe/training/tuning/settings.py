@@ -19,6 +19,8 @@ class TuneSettings:
         steps: optimizer steps in all.
         batch_size: records in a forward.
         accumulation: forwards in a step.
+        shards: parts of a forward's records that a CPU computes side by side, see `ShardedStep`; for models without
+            dropout.
         learning_rate: peak learning rate; a cosine to zero follows the warmup.
         warmup: share of the steps in which the rate rises.
         weight_decay: AdamW's decay of matrices other than embeddings.
@@ -40,6 +42,7 @@ class TuneSettings:
     steps: int
     batch_size: int = 16
     accumulation: int = 1
+    shards: int = 1
     learning_rate: float = 1e-3
     warmup: float = 0.05
     weight_decay: float = 0.1
@@ -55,8 +58,10 @@ class TuneSettings:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "eval_every", "keep_checkpoints", "log_every"):
+        for name in ("steps", "batch_size", "accumulation", "shards", "eval_every", "keep_checkpoints", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        parts = f"a divisor of the {self.batch_size} records of a batch"
+        _require(self.batch_size % self.shards == 0, "shards", parts, self.shards)
         for name in ("save_every", "patience", "weight_decay"):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in ("learning_rate", "grad_clip"):

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..checkpoints import checkpoint_name, prune, publish
 from ..data.prepare import collate
+from ..data.template import IGNORED
 from ..evaluate import perplexity
 from ..history import History
 from ..interrupts import StopRequest
@@ -26,6 +27,7 @@ from ..trainer import decayed_parameters
 from .batches import ScheduledRecords
 from .loss import labelled_loss
 from .settings import TuneSettings
+from .shards import ShardedStep
 
 STATE_FILE = "tuning_state.json"
 
@@ -83,9 +85,16 @@ class TuneTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.network, self.tokens, self.validation, self.run = model, tokenizer, validation, run
+        divided = run.settings.shards > 1 and model.device.type == "cpu"
+        self.sharded = ShardedStep(model, run.settings.shards) if divided else None
         self.interrupted_at: Path | None = None
         self.stopping = False
         self.clock = time.perf_counter()
+
+    def close(self) -> None:
+        """Ends the threads of the shards."""
+        if self.sharded:
+            self.sharded.close()
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
         assert self.train_dataset is not None
@@ -99,10 +108,19 @@ class TuneTrainer(Trainer):
         """Returns 0: nothing reads the estimate, which would walk over every parameter at every step."""
         return 0
 
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """Does one forward and backward pass; its loss is added to the record."""
         tokens = int(inputs["attention_mask"].sum())
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.sharded:
+            model.train()
+            if num_items_in_batch is None:
+                learned = (inputs["labels"][:, 1:] != IGNORED).sum()
+                num_items_in_batch = learned * self.current_gradient_accumulation_steps
+            loss = self.sharded(model, inputs, num_items_in_batch, self.accelerator.backward)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self.run.progress.loss_sum += loss.item()
         self.run.progress.tokens += tokens
         return loss

@@ -28,6 +28,7 @@ from ..evaluate import perplexity
 from ..history import PLOT_FILE, History, plot_losses
 from ..interrupts import StopRequest
 from ..reporter import Reporter
+from .attention import quick_attention
 from .batches import ScheduledRecords
 from .settings import TuneSettings
 from .trainer import STATE_FILE, Progress, Run, TuneTrainer
@@ -103,19 +104,24 @@ def tune(
     """
     started = time.perf_counter()
     output = output.expanduser()
-    identity = {**settings.run_defining(), "records": _digest(train), "parameters": _shapes(model), **(more or {})}
+    # What the caller names comes first: a setting may follow from it.
+    identity = {**(more or {}), **settings.run_defining(), "records": _digest(train), "parameters": _shapes(model)}
     resume_from = _claim(output, identity, resume)
     history = History(output, checkpoint_step(resume_from) if resume_from else 0)
     reporter = Reporter(settings.steps, progress)
     forwards = settings.steps * settings.accumulation
     records = ScheduledRecords(train, settings.batch_size, forwards, settings.seed)
     set_seed(settings.seed)
-    with StopRequest() as stop, reporter:
+    longest = max(len(row["input_ids"]) for row in records.rows)
+    with StopRequest() as stop, reporter, quick_attention(model, longest):
         run = Run(settings, output / CHECKPOINT_DIR, identity, history, reporter, stop)
         if resume_from is not None:
             run.progress = Progress(**_state(resume_from)["progress"])
         trainer = TuneTrainer(model, tokenizer, records, validation, run)
-        _train(trainer, resume_from)
+        try:
+            _train(trainer, resume_from)
+        finally:
+            trainer.close()
     plot_losses(history, output / PLOT_FILE, title or output.name)
     state = trainer.state
     assert state.best_global_step is not None and state.best_metric is not None  # the last step evaluates

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from specmoe.training.data import encode_records, train_tokenizer
 from specmoe.training.data.math_problems import generate_math
 from specmoe.training.tuning import TuneSettings, labelled_loss, tune
 from specmoe.training.tuning import trainer as trainer_module
+from specmoe.training.tuning.attention import quick_attention
 from specmoe.training.tuning.batches import run_order
 
 SETTINGS = TuneSettings(
@@ -33,9 +35,12 @@ def data():
     return tokenizer, encode_records(records[:100], tokenizer, 256), encode_records(records[100:], tokenizer, 256)
 
 
-def new_model(tokenizer):
+def new_model(tokenizer, dropout=0.1):
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=16, n_layer=1, n_head=2)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=16, n_layer=1, n_head=2,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, summary_first_dropout=dropout,
+    )  # fmt: skip
     return GPT2LMHeadModel(config)
 
 
@@ -101,6 +106,31 @@ def test_a_finished_run_tells_its_result_again(data, tmp_path):
     first = run(data, output)
     again = run(data, output, resume=True)
     assert dataclasses.replace(again, seconds=first.seconds) == first
+
+
+def test_shards_take_the_same_steps_and_have_the_same_bits_again(data, tmp_path, monkeypatch):
+    tokenizer = data[0]
+    plain = run(data, tmp_path / "plain", model=new_model(tokenizer, 0.0))
+    settings = dataclasses.replace(SETTINGS, shards=2)
+    whole = run(data, tmp_path / "whole", settings, model=new_model(tokenizer, 0.0))
+    assert whole.validation_loss == pytest.approx(plain.validation_loss, abs=1e-4)
+    stop_before(monkeypatch, 7, lambda trainer: setattr(trainer.run.stop, "requested", True))
+    with pytest.raises(TrainingInterrupted):
+        run(data, tmp_path / "parts", settings, model=new_model(tokenizer, 0.0))
+    monkeypatch.undo()
+    parts = run(data, tmp_path / "parts", settings, model=new_model(tokenizer, 0.0), resume=True)
+    weights = [(result.model_dir / "model.safetensors").read_bytes() for result in (whole, parts)]
+    assert weights[0] == weights[1]
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
+
+
+def test_what_shards_cannot_do_is_said(data, tmp_path):
+    with pytest.raises(ValueError, match="shards: expected a divisor of the 4 records of a batch, got 3"):
+        dataclasses.replace(SETTINGS, shards=3)
+    sharded = dataclasses.replace(SETTINGS, shards=2)
+    with pytest.raises(ValueError, match="shards: expected a model without dropout, got "):
+        run(data, tmp_path, sharded)
 
 
 def test_accumulated_batches_are_one_batch(data, tmp_path):
@@ -212,3 +242,12 @@ def test_the_loss_does_not_depend_on_how_the_records_are_batched(data):
     losses = [labelled_loss(model, train, tokenizer.pad_token_id, tokens) for tokens in (1, 500, 100_000)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("amx, longest, used", [(False, 512, "eager"), (True, 512, "sdpa"), (False, 513, "sdpa")])
+def test_the_attention_is_plain_where_that_is_faster(data, monkeypatch, amx, longest, used):
+    model = new_model(data[0])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    with quick_attention(model, longest):
+        assert model.config._attn_implementation == used
+    assert model.config._attn_implementation == "sdpa"
