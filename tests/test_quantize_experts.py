@@ -426,6 +426,14 @@ except ImportError as error:
     assert "save_quantized: needs the package safetensors (pip install safetensors)" in done.stdout
 
 
+@FORMATS
+def test_weights_of_all_experts(format):
+    experts = quantize_experts(_layer(), format).experts
+    x, weights = torch.randn(5, 64), torch.rand(5, 8)
+    indices = weights.topk(2).indices
+    assert torch.equal(experts(x, indices, weights), experts(x, indices, weights.gather(1, indices)))
+
+
 def test_fused_experts_is_what_the_module_calls():
     layer = quantize_experts(_layer(), "int8")
     x, indices, weights = torch.randn(3, 64), torch.randint(0, 8, (3, 2)), torch.rand(3, 2)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moe_kernels.choices import weights_of_choices
 from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
 from moe_kernels.integrations.recognition import Recognized, has_gate, recognize
-from moe_kernels.integrations.steps import Parts, experts_in_steps, weights_of_choices
+from moe_kernels.integrations.steps import Parts, experts_in_steps
 from moe_kernels.ops.fused_experts import fused_experts
 
 

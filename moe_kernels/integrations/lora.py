@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from moe_kernels.backends.reference.activations import GPT_OSS_ALPHA, GPT_OSS_LIMIT, split_gate_up
+from moe_kernels.choices import weights_of_choices
 from moe_kernels.integrations.experts import parts_of
 from moe_kernels.integrations.lora_refusals import refuse_over_quantized
 from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
 from moe_kernels.integrations.recognition import bare, is_experts, recognize
-from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps, weights_of_choices
+from moe_kernels.integrations.steps import Delta, Parts, expert_of_row, experts_in_steps
 from moe_kernels.integrations.transformers import NAME
 from moe_kernels.layer import Experts
 from moe_kernels.ops.grouped_lora import grouped_lora

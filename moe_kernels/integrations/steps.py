@@ -84,13 +84,6 @@ def experts_in_steps(
     return unpermute(rows, plan, weights, backend=backend)
 
 
-def weights_of_choices(indices: Tensor, weights: Tensor, num_experts: int) -> Tensor:
-    """Routing weights (T, K) of the experts `indices` (T, K); some models of transformers 5.0 have (T, E), of all."""
-    if weights.shape[1] == num_experts != indices.shape[1]:
-        return weights.gather(1, indices.long().clamp(max=num_experts - 1))
-    return weights
-
-
 def expert_of_row(plan: RoutingPlan) -> Tensor:
     """The expert of each row (N,) int32; E for the rows that no expert owns."""
     rows = torch.arange(plan.row_token.shape[0], dtype=torch.int32, device=plan.offsets.device)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moe_kernels.choices import weights_of_choices
 from moe_kernels.layer import Experts
 from moe_kernels.number_formats import FORMATS, NF4_BLOCK
 from moe_kernels.ops.fused_experts import fused_experts
@@ -143,13 +144,14 @@ class QuantizedExperts(nn.Module):
         return getattr(self, self.layout.gate_up).format
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        """Return (T, H) for x (T, H), indices (T, K) and weights (T, K)."""
+        """Return (T, H) for x (T, H), indices (T, K) and weights (T, K), or those of all experts (T, E)."""
         layout = self.layout
+        gate_up = getattr(self, layout.gate_up).weight
         return fused_experts(
             x,
             indices,
-            weights,
-            getattr(self, layout.gate_up).weight,
+            weights_of_choices(indices, weights, gate_up.shape[0]),
+            gate_up,
             getattr(self, layout.down).weight,
             activation=layout.activation,
             limit=layout.limit,
