@@ -39,6 +39,7 @@ def tune_settings(plan: Plan, domain: str) -> TuneSettings:
     return TuneSettings(
         steps=steps,
         batch_size=size.batch_size,
+        shards=2 if size.batch_size % 2 == 0 else 1,
         learning_rate=size.learning_rate,
         weight_decay=size.weight_decay,
         eval_every=max(1, steps // size.evaluations),

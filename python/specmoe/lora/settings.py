@@ -76,8 +76,7 @@ class AdapterSettings:
         return TuneSettings(
             steps=steps,
             batch_size=self.batch_size,
-            # A CPU's threads; random numbers they cannot share.
-            shards=2 if self.dropout == 0 and self.batch_size % 2 == 0 else 1,
+            shards=2 if self.batch_size % 2 == 0 else 1,
             learning_rate=self.learning_rate,
             weight_decay=0.0,
             eval_every=max(1, steps // self.evaluations),

@@ -20,6 +20,7 @@ class SpecialistSettings:
         epochs: passes over them.
         steps: optimizer steps in all; None for what the epochs come to.
         batch_size, accumulation: records in a forward, forwards in a step.
+        shards: parts of a forward that a CPU computes side by side.
         learning_rate, warmup, weight_decay, grad_clip: the rate's peak, the share of steps in which it rises to it
             before its cosine falls; AdamW's decay; the gradient's largest norm.
         optimizer: a name that transformers knows.
@@ -41,6 +42,7 @@ class SpecialistSettings:
     steps: int | None = None
     batch_size: int = 4
     accumulation: int = 4
+    shards: int = 1
     learning_rate: float = 2e-4
     warmup: float = 0.1
     weight_decay: float = 0.01
@@ -68,6 +70,7 @@ class SpecialistSettings:
             steps=steps,
             batch_size=self.batch_size,
             accumulation=self.accumulation,
+            shards=self.shards,
             learning_rate=self.learning_rate,
             warmup=self.warmup,
             weight_decay=self.weight_decay,
@@ -94,6 +97,7 @@ OFFLINE = dataclasses.replace(
     epochs=1,
     batch_size=16,
     accumulation=1,
+    shards=2,
     learning_rate=2e-3,
     gradient_checkpointing=False,
     evaluations=5,

@@ -19,8 +19,7 @@ class TuneSettings:
         steps: optimizer steps in all.
         batch_size: records in a forward.
         accumulation: forwards in a step.
-        shards: parts of a forward's records that a CPU computes side by side, see `ShardedStep`; for models without
-            dropout.
+        shards: parts of a forward's records that a CPU computes side by side, see `ShardedStep`.
         learning_rate: peak learning rate; a cosine to zero follows the warmup.
         warmup: share of the steps in which the rate rises.
         weight_decay: AdamW's decay of matrices other than embeddings.
@@ -62,6 +61,10 @@ class TuneSettings:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         parts = f"a divisor of the {self.batch_size} records of a batch"
         _require(self.batch_size % self.shards == 0, "shards", parts, self.shards)
+        # What is computed again in the backward pass would draw other random numbers; a sum of more than two gradients
+        # depends on their order.
+        alone = self.shards == 1 or (self.accumulation == 1 and not self.gradient_checkpointing)
+        _require(alone, "shards", "1 with accumulation or gradient_checkpointing", self.shards)
         for name in ("save_every", "patience", "weight_decay"):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in ("learning_rate", "grad_clip"):

@@ -116,9 +116,9 @@ class TuneTrainer(Trainer):
         if self.sharded:
             model.train()
             if num_items_in_batch is None:
-                learned = (inputs["labels"][:, 1:] != IGNORED).sum()
-                num_items_in_batch = learned * self.current_gradient_accumulation_steps
-            loss = self.sharded(model, inputs, num_items_in_batch, self.accelerator.backward)
+                num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED).sum()
+            seed = self.run.settings.seed, self.state.global_step
+            loss = self.sharded(model, inputs, num_items_in_batch, self.accelerator.backward, seed)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
         self.run.progress.loss_sum += loss.item()

@@ -66,7 +66,7 @@ def test_a_run_leaves_an_adapter_a_history_and_a_plot(family):
 
 @pytest.mark.parametrize(
     "settings",
-    [TINY, dataclasses.replace(TINY, batch_size=4, accumulation=2, gradient_checkpointing=True)],
+    [TINY, dataclasses.replace(TINY, batch_size=4, accumulation=2, shards=1, gradient_checkpointing=True)],
     ids=["offline", "accumulated, checkpointed"],
 )
 def test_interrupted_and_resumed_is_the_same_bits(source, tmp_path, settings):

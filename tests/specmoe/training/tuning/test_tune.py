@@ -22,6 +22,7 @@ from specmoe.training.tuning import TuneSettings, labelled_loss, tune
 from specmoe.training.tuning import trainer as trainer_module
 from specmoe.training.tuning.attention import quick_attention
 from specmoe.training.tuning.batches import run_order
+from specmoe.training.tuning.shards import ShardedStep
 
 SETTINGS = TuneSettings(
     steps=12, batch_size=4, learning_rate=1e-2, eval_every=5, save_every=3, log_every=2, keep_checkpoints=2
@@ -108,29 +109,61 @@ def test_a_finished_run_tells_its_result_again(data, tmp_path):
     assert dataclasses.replace(again, seconds=first.seconds) == first
 
 
-def test_shards_take_the_same_steps_and_have_the_same_bits_again(data, tmp_path, monkeypatch):
-    tokenizer = data[0]
-    plain = run(data, tmp_path / "plain", model=new_model(tokenizer, 0.0))
+def test_shards_take_the_same_steps(data, tmp_path):
+    plain = run(data, tmp_path / "plain", model=new_model(data[0], 0.0))
+    parts = run(data, tmp_path / "parts", dataclasses.replace(SETTINGS, shards=2), model=new_model(data[0], 0.0))
+    assert parts.validation_loss == pytest.approx(plain.validation_loss, abs=1e-4)
+
+
+def test_shards_have_the_same_bits_again(data, tmp_path, monkeypatch):
     settings = dataclasses.replace(SETTINGS, shards=2)
-    whole = run(data, tmp_path / "whole", settings, model=new_model(tokenizer, 0.0))
-    assert whole.validation_loss == pytest.approx(plain.validation_loss, abs=1e-4)
+    whole = run(data, tmp_path / "whole", settings, attended(data))
     stop_before(monkeypatch, 7, lambda trainer: setattr(trainer.run.stop, "requested", True))
     with pytest.raises(TrainingInterrupted):
-        run(data, tmp_path / "parts", settings, model=new_model(tokenizer, 0.0))
+        run(data, tmp_path / "parts", settings, attended(data))
     monkeypatch.undo()
-    parts = run(data, tmp_path / "parts", settings, model=new_model(tokenizer, 0.0), resume=True)
+    parts = run(data, tmp_path / "parts", settings, attended(data), resume=True)
     weights = [(result.model_dir / "model.safetensors").read_bytes() for result in (whole, parts)]
     assert weights[0] == weights[1]
     assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
 
 
-def test_what_shards_cannot_do_is_said(data, tmp_path):
+def attended(data):
+    """Returns a model with dropout outside of attention."""
+    model = new_model(data[0])
+    model.config.attn_pdrop = model.transformer.h[0].attn.attn_dropout.p = 0.0
+    return model
+
+
+def test_each_shard_drops_its_own_and_other_values_at_every_step(data):
+    model = attended(data).train()
+    drop = model.transformer.drop
+    sharded = ShardedStep(model, 2)
+    dropped = []
+    model.transformer.drop.register_forward_hook(lambda module, given, out: dropped.append((out == 0).flatten()))
+    inputs = {"input_ids": torch.ones(4, 8, dtype=torch.int64), "labels": torch.ones(4, 8, dtype=torch.int64)}
+    for step in (0, 1, 0):
+        sharded(model, inputs, 28, lambda loss: loss.backward(), (0, step))
+    sharded.close()
+    assert model.transformer.drop is drop
+    # Which of two shards comes first is not said.
+    pairs = [{tuple(mask.tolist()) for mask in dropped[place : place + 2]} for place in (0, 2, 4)]
+    assert pairs[0] == pairs[2] and not pairs[0] & pairs[1]
+    assert [len(pair) for pair in pairs] == [2, 2, 2]
+    assert torch.stack(dropped).float().mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_what_shards_cannot_do_is_said(data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="shards: expected a divisor of the 4 records of a batch, got 3"):
         dataclasses.replace(SETTINGS, shards=3)
-    sharded = dataclasses.replace(SETTINGS, shards=2)
-    with pytest.raises(ValueError, match="shards: expected a model without dropout, got "):
-        run(data, tmp_path, sharded)
+    for more in ({"gradient_checkpointing": True}, {"accumulation": 2}):
+        with pytest.raises(ValueError, match="shards: expected 1 with accumulation or gradient_checkpointing, got 2"):
+            dataclasses.replace(SETTINGS, shards=2, **more)
+    # Inside torch's fused attention.
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    with pytest.raises(ValueError, match="shards: expected a model that draws random numbers in nn.Dropout alone"):
+        run(data, tmp_path, dataclasses.replace(SETTINGS, shards=2))
 
 
 def test_accumulated_batches_are_one_batch(data, tmp_path):
