@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 
 from moe_kernels.backends import cuda
 from moe_kernels.backends.cuda import launch
@@ -56,25 +55,14 @@ def emulation() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def emulated_module(emulation: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    spec = importlib.util.spec_from_file_location("moe_kernels._cuda", _built_once(emulation, tmp_path_factory))
+def emulated_module(emulation: ModuleType, made_once: Callable[..., Path]) -> Any:
+    # It takes a minute.
+    built = next(made_once("emulated", emulation.build_module).glob("_cuda*"))
+    spec = importlib.util.spec_from_file_location("moe_kernels._cuda", built)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _built_once(emulation: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the module, which takes a minute, in one of several workers; the others wait and take it."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return emulation.build_module(tmp_path_factory.mktemp("emulated"))
-    folder = tmp_path_factory.getbasetemp().parent / "emulated"
-    with FileLock(f"{folder}.lock"):
-        made = next(folder.glob("_cuda*"), None)
-        if made is None:
-            folder.mkdir(exist_ok=True)
-            made = emulation.build_module(folder)
-    return made
 
 
 @pytest.fixture

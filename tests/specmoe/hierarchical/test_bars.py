@@ -20,17 +20,18 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
+def workspace(made_once):
     given = os.environ.get("MOE_HIERARCHICAL_DIR")
-    if given:
-        return Workspace(Path(given))
-    root = tmp_path_factory.mktemp("bars") / "experts"
+    return Workspace(Path(given) if given else made_once("hierarchical-bars", _trained) / "experts")
+
+
+def _trained(folder):
+    root = folder / "experts"
     made, begin = Workspace(root, claim_plan(root)), time.process_time()
     train_experts(made, DOMAINS, print, progress=False)
     assert made.router.domains
     # Two threads for 20 minutes.
     assert time.process_time() - begin <= 2 * 20 * 60
-    return made
 
 
 @pytest.fixture(scope="module")

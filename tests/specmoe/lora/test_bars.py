@@ -20,17 +20,19 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def evaluation(tmp_path_factory):
+def evaluation(made_once):
+    return json.loads((made_once("lora-bars", _evaluated) / "evaluation.json").read_text())
+
+
+def _evaluated(folder):
     given = os.environ.get("SPECMOE_LORA_RUNS")
-    runs = Path(given) if given else tmp_path_factory.mktemp("lora")
-    output = tmp_path_factory.mktemp("evaluation")
-    commands = [["eval", "--adapters", runs, "--output", output]]
+    runs = Path(given) if given else folder / "runs"
+    commands = [["eval", "--adapters", runs, "--output", folder]]
     if not given:
         commands = [["train", "--all", "--output", runs], ["train", "mixed", "--output", runs], *commands]
     for command in commands:
         done = CliRunner().invoke(app, ["lora", *map(str, command)])
         assert done.exit_code == 0, done.output
-    return json.loads((output / "evaluation.json").read_text())
 
 
 def test_each_expert_is_the_best_on_its_own_domain(evaluation):
