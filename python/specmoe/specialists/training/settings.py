@@ -92,7 +92,7 @@ QLORA = SpecialistSettings()
 # no language but the corpora's: words that say nothing teach it to look past what it does not know.
 OFFLINE = dataclasses.replace(
     QLORA,
-    examples=11_200,
+    examples=5_600,
     fillers=0.5,
     epochs=1,
     batch_size=16,
