@@ -130,7 +130,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     size = 0
     for outcome in done:
         for report in terminalreporter.stats.get(outcome, []):
-            drawn = dict(report.user_properties).get("sample")
+            drawn = dict(getattr(report, "user_properties", ())).get("sample")  # a file that failed to load has none
             if drawn:
                 size, done[outcome] = drawn, done[outcome] + 1
     if size:
