@@ -37,7 +37,7 @@ class ExpertPreset:
     draws: int = 3
     evaluations: int = 12
     patience: int = 3
-    aversion: float = 4.0
+    aversion: float = 8.0
     precision: str = "bfloat16"
 
 
@@ -50,10 +50,10 @@ PRESETS: dict[str, ExpertPreset] = {
 # Optimizer steps of an expert: about as many passes over its records as help.
 STEPS: dict[str, int] = {"math": 1300, "reasoning": 1300, "code": 600, "conversation": 500, "knowledge": 500}
 # Prose and programs, whose experts would loop: there is too little of either for experts of this size to be certain of
-# much, and what was just said is then the likeliest. After their steps these learn, for a quarter as many, not to
+# much, and what was just said is then the likeliest. After their steps these learn, for half as many, not to
 # repeat themselves (see `objective` and `loops`). From the beginning it would slow the learning of everything else.
 AVERSE = ("code", "knowledge")
-AVERSE_SHARE = 0.25
+AVERSE_SHARE = 0.5
 
 
 def expert_preset(name: str, **changes: object) -> ExpertPreset:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..training.tuning import TuneResult, TuneSettings, tune
+from ..training.tuning import TuneResult, TuneSettings, shards_of, tune
 from .loops import with_loops
 from .objective import with_objective
 from .plan import Plan
@@ -39,7 +39,7 @@ def tune_settings(plan: Plan, domain: str) -> TuneSettings:
     return TuneSettings(
         steps=steps,
         batch_size=size.batch_size,
-        shards=2 if size.batch_size % 2 == 0 else 1,
+        shards=shards_of(size.batch_size),
         learning_rate=size.learning_rate,
         weight_decay=size.weight_decay,
         eval_every=max(1, steps // size.evaluations),
@@ -54,9 +54,7 @@ def averse_settings(plan: Plan, domain: str) -> TuneSettings:
     """Returns how an expert then learns not to loop: evaluated once, since its cross-entropy hardly changes."""
     usual = tune_settings(plan, domain)
     steps = max(1, round(usual.steps * AVERSE_SHARE))
-    return dataclasses.replace(
-        usual, steps=steps, learning_rate=usual.learning_rate / 4, eval_every=steps, save_every=max(1, steps // 6)
-    )
+    return dataclasses.replace(usual, steps=steps, eval_every=steps, save_every=max(1, steps // 6))
 
 
 def to_learn(workspace: Workspace, domain: str, network: Any, train: Any) -> tuple[Any, Any, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..training.data import DOMAINS
-from ..training.tuning import TuneSettings
+from ..training.tuning import TuneSettings, shards_of
 
 # All domains in one adapter, for comparison: what a domain's own adapter must beat.
 MIXED = "mixed"
@@ -76,7 +76,7 @@ class AdapterSettings:
         return TuneSettings(
             steps=steps,
             batch_size=self.batch_size,
-            shards=2 if self.batch_size % 2 == 0 else 1,
+            shards=shards_of(self.batch_size),
             learning_rate=self.learning_rate,
             weight_decay=0.0,
             eval_every=max(1, steps // self.evaluations),

@@ -69,12 +69,12 @@ def test_all_goes_on_where_it_was_and_leaves_what_is_finished(new_workspace, mon
 def test_what_is_averse_to_loops_goes_on_in_its_second_part(new_workspace, monkeypatch):
     whole, parts = new_workspace("whole", steps=16), new_workspace("parts", steps=16)
     result = train_expert(whole, "knowledge", progress=False).result
-    assert result is not None and result.steps == result.best_step == 4
+    assert result is not None and result.steps == result.best_step == 8
     assert not equal(weights(whole, "knowledge"), whole.expert("knowledge", "plain").state_dict())
     real = trainer_module.TuneTrainer.training_step
 
     def training_step(self, *args, **kwargs):
-        self.run.stop.requested |= self.run.settings.steps == 4 and self.state.global_step == 1
+        self.run.stop.requested |= self.run.settings.steps == 8 and self.state.global_step == 1
         return real(self, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(TrainingInterrupted):

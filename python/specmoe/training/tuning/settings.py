@@ -77,6 +77,11 @@ class TuneSettings:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in _FREE}
 
 
+def shards_of(batch_size: int) -> int:
+    """Returns in how many parts a batch of any size is computed: two where it can be halved."""
+    return 2 if batch_size % 2 == 0 else 1
+
+
 def _require(holds: bool, name: str, expected: str, got: Any) -> None:
     if not holds:
         raise ValueError(f"{name}: expected {expected}, got {got!r}")
