@@ -2,7 +2,7 @@
 # Everything about a GPU in one command and nine minutes: builds, runs every op, measures every row of
 # docs/performance.md beside the libraries that are installed, and runs compute-sanitizer and the tests of the ops: a sample
 # first that calls every kernel, then all others as far as the time goes, which the table says. `--parts build,tests`
-# leaves them all of it.
+# leaves them all of it. What they need compiled is compiled from the beginning on, by cores that are idle.
 #
 #   scripts/gpu_check.sh [--parts build,every_op,bench,memcheck,racecheck,tests] [--minutes 9] [--small] FOLDER
 #
@@ -57,7 +57,7 @@ deadline=$((SECONDS + minutes * 60))
 # The limits of parts are those of nine minutes; where there are more, each has more.
 scale=$((minutes > 9 ? minutes : 9))
 # For the table and the figure at the end.
-reserve=15 worst=0 child="" running="" warming="" warm_log=""
+reserve=15 worst=0 child="" running="" warming="" warm_log="" compiling=""
 declare -A begun=()
 
 record() { # NAME STATUS SECONDS DETAIL
@@ -73,6 +73,7 @@ finish() {
 interrupted() {
     trap '' INT TERM
     [ -z "$warming" ] || stop_warming 0
+    stop_compiling
     # timeout passes it on to all that it has started.
     if [ -n "$child" ]; then
         kill -TERM "$child" 2>/dev/null
@@ -251,19 +252,44 @@ stop_warming() {
     rm -f "$warm_log"
 }
 
+# The tests have more kernels to compile than anything else, which needs no GPU: whatever cores are idle do it, from the
+# beginning to the first test, except beside the benchmark.
+start_compiling() {
+    [[ ,$parts, == *,tests,* ]] && [ $device = cuda ] && [ -z "$small" ] || return 0
+    "$python" -c "import xdist" 2>/dev/null || return 0
+    local gpu
+    gpu=$("$python" benchmarks/gpu/compile_tests.py 2>/dev/null) || return 0
+    MOE_COMPILE_FOR=$gpu CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1 PYTHONPATH="$PWD/benchmarks:$PYTHONPATH" \
+        nice -n 19 "$python" -m pytest -p gpu.compile_tests -p no:cacheprovider -q --tb=no -n "$JOBS" \
+        -k "triton and not test_compile" tests/ops tests/backends >/dev/null 2>&1 </dev/null &
+    compiling=$!
+}
+
+signal_compiling() { [ -z "$compiling" ] || kill "-$1" -- "-$compiling" 2>/dev/null; }
+
+stop_compiling() {
+    [ -n "$compiling" ] || return 0
+    signal_compiling KILL
+    wait "$compiling" 2>/dev/null
+    compiling=""
+}
+
 # Seconds for the parts after the benchmark; it has what they leave, but never less than carries the goals.
 after=0
 for name in memcheck:45 racecheck:30 tests:70; do
     [[ ,$parts, != *",${name%:*},"* ]] || after=$((after + ${name#*:} * scale / 9))
 done
 
+start_compiling
 call build 170 build.log build $device "$python"
 call every_op 75 every_op.log every_op $device "$python"
 start_warming
 # On a CPU there is nothing to compile: it is only tried.
 [ $device = cuda ] && stop_warming 60 || stop_warming 5
 left=$((deadline - SECONDS - reserve - after))
+signal_compiling STOP
 call bench $((left > 190 ? left : 190)) bench.log bench $device "$python" "$small" "$folder"
+signal_compiling CONT
 if [ $device = cuda ]; then
     call memcheck 60 sanitizer.log sanitize memcheck "$python"
     call racecheck 45 sanitizer.log sanitize racecheck "$python"
@@ -271,7 +297,8 @@ else
     record memcheck skipped 0 "needs a GPU"
     record racecheck skipped 0 "needs a GPU"
 fi
-# All that is left: Triton's tests have thousands of kernels to compile.
+stop_compiling
+# All that is left.
 call tests $((minutes * 60)) tests.log run_tests $device "$python" "$small"
 finish
 exit $worst

@@ -4,10 +4,10 @@
 takes seconds for what others do in a millisecond: there some of the shapes belong to the default run, some more to the
 slow one, and the rest runs on GPUs only.
 
-On a GPU Triton compiles about a kernel a second, and has thousands to compile for all of it. There a sample comes
-first: the other backends' tests and, of Triton's, those of the interpreter's default run and the sizes of models, in
-float32 and bfloat16: 800 kernels. So a run that is short of time has seen every kernel, and its last lines say how far
-it came.
+On a GPU Triton has 3,500 kernels to compile for all of it, most of a second each, which
+benchmarks/gpu/compile_tests.py begins beforehand. There a sample comes first: the other backends' tests and, of
+Triton's, those of the interpreter's default run and the sizes of models, in float32 and bfloat16: 800 kernels. So a run
+that is short of time has seen every kernel, and its last lines say how far it came.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ INTERPRETER = Device(architecture=0, processors=4, shared_bytes=1 << 20, amd=Fal
 
 
 @functools.cache
-def _gpu(index: int) -> Device:
+def gpu(index: int) -> Device:
     from triton.runtime import driver
 
     found = driver.active.utils.get_device_properties(index)
@@ -64,4 +64,4 @@ def _gpu(index: int) -> Device:
 
 def device_of(tensor: Tensor) -> Device:
     """Describe the device that a kernel on this tensor runs on."""
-    return INTERPRETER if interpreted() else _gpu(tensor.device.index)
+    return INTERPRETER if interpreted() else gpu(tensor.device.index)
