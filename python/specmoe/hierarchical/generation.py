@@ -54,19 +54,41 @@ def generate(
     Raises:
         ValueError: a prompt leaves no room for an answer.
     """
-    decoding = decoding or Decoding()
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    context = min(expert.config.n_positions for expert in experts.values())
+    said = continuations(
+        list(experts.values()), encoded, weights_RE, decoding or Decoding(),
+        tokenizer.pad_token_id, end_of_turn(tokenizer), on_token,
+    )  # fmt: skip
+    return [Answer(row, tokenizer.decode(row), stopped) for row, stopped in said]
+
+
+def continuations(
+    experts: Sequence[Any],
+    encoded: Sequence[Sequence[int]],
+    weights_RE: torch.Tensor,
+    decoding: Decoding,
+    pad_id: int,
+    end: int,
+    on_token: Callable[[torch.Tensor], None] | None = None,
+) -> list[tuple[list[int], bool]]:
+    """Returns what follows R rows of tokens, and whether it ended by itself.
+
+    Args:
+        experts: the networks.
+        encoded: R prompts' tokens.
+        weights_RE, decoding, on_token: as `generate` takes them.
+        pad_id, end: the tokens that fill shorter rows and that end an answer.
+
+    Raises:
+        ValueError: a prompt leaves no room for an answer.
+    """
+    context = min(expert.config.n_positions for expert in experts)
     if too_long := [len(ids) for ids in encoded if len(ids) >= context]:
         raise ValueError(f"prompt: expected less than {context} tokens, got {too_long[0]}")
-    ids, mask = _padded(encoded, tokenizer.pad_token_id)
+    ids, mask = _padded(encoded, pad_id)
     room = mask.new_tensor([context - len(row) for row in encoded])
     limits = room if decoding.max_new_tokens is None else room.clamp(max=decoding.max_new_tokens)
-    stream, choose, end = (
-        MixedStream(list(experts.values()), weights_RE),
-        TokenChooser(decoding),
-        end_of_turn(tokenizer),
-    )
+    stream, choose = MixedStream(list(experts), weights_RE), TokenChooser(decoding)
     said: list[list[int]] = [[] for _ in encoded]
     stopped = [False] * len(encoded)
     going = torch.arange(len(encoded))  # which prompt each row of the stream belongs to
@@ -88,7 +110,7 @@ def generate(
         ids = tokens[rows, None]
         mask = torch.cat([mask[rows], torch.ones(len(rows), 1, dtype=mask.dtype)], dim=1)
         going = going[rows]
-    return [Answer(row, tokenizer.decode(row), end) for row, end in zip(said, stopped, strict=True)]
+    return list(zip(said, stopped, strict=True))
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

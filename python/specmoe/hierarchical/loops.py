@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from ..training.data.template import IGNORED
+from .objective import AVOIDED
 
 LONGEST_STRETCH, MOST_TIMES = 12, 4
 
@@ -13,8 +14,9 @@ LONGEST_STRETCH, MOST_TIMES = 12, 4
 def with_loops(rows: Any, context: int, seed: int) -> Any:
     """Returns encoded records, each followed by a copy in which a stretch of its completion is said again.
 
-    What is said again is not learned; what comes after it is. So the expert learns in the very state in which greedy
-    decoding would go on repeating, as in DITTO (Xu et al. 2022, arXiv:2206.02369), where to go from there.
+    What is said again is to be avoided, and what comes after it is learned: in the very state in which greedy decoding
+    would go on repeating, the expert learns not to, and where to go from there. To repeat stretches of real text for
+    that is the idea of DITTO (Xu et al. 2022, arXiv:2206.02369).
 
     Args:
         rows: a `datasets.Dataset` as `encode_records` returns it.
@@ -22,7 +24,7 @@ def with_loops(rows: Any, context: int, seed: int) -> Any:
         seed: of the stretches.
 
     Returns:
-        A `datasets.Dataset` with `input_ids` and `labels`.
+        A `datasets.Dataset` with `input_ids` and `labels`, for `objective.unlikelihood_loss`.
     """
     from datasets import Dataset
 
@@ -42,4 +44,4 @@ def _looped(ids: list[int], labels: list[int], draw: random.Random) -> tuple[lis
     end = draw.randint(begin + 1, len(ids) - 1) if begin + 1 < len(ids) else begin
     length = min(draw.randint(1, LONGEST_STRETCH), end - begin)
     again = ids[end - length : end] * draw.randint(1, MOST_TIMES)
-    return ids[:end] + again + ids[end:], labels[:end] + [IGNORED] * len(again) + labels[end:]
+    return ids[:end] + again + ids[end:], labels[:end] + [AVOIDED - token for token in again] + labels[end:]

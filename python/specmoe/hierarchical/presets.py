@@ -21,7 +21,7 @@ class ExpertPreset:
         draws: how often a generated domain is drawn; more draws, more different problems.
         evaluations: in a whole run.
         patience: evaluations without a better one before an expert stops.
-        aversion: weight of the unlikelihood of what was said before, for the domains of `AVERSE`.
+        aversion: weight of the unlikelihood of saying something again, for the domains of `AVERSE`.
         precision: "float32", or "bfloat16" for the products (weights and sums stay in float32).
     """
 
@@ -37,7 +37,7 @@ class ExpertPreset:
     draws: int = 3
     evaluations: int = 12
     patience: int = 3
-    aversion: float = 8.0
+    aversion: float = 4.0
     precision: str = "bfloat16"
 
 
@@ -50,8 +50,8 @@ PRESETS: dict[str, ExpertPreset] = {
 # Optimizer steps of an expert: about as many passes over its records as help.
 STEPS: dict[str, int] = {"math": 1300, "reasoning": 1300, "code": 600, "conversation": 500, "knowledge": 500}
 # Prose and programs, whose experts would loop: there is too little of either for experts of this size to be certain of
-# much, and what was just said is then the likeliest. After their steps these learn, for half as many, not to
-# repeat themselves (see `objective` and `loops`). From the beginning it would slow the learning of everything else.
+# much, and what was just said is then the likeliest. After their steps these learn, for half as many, not to repeat
+# themselves (see `objective`, `loops` and `own_loops`). From the beginning it would slow all other learning.
 AVERSE = ("code", "knowledge")
 AVERSE_SHARE = 0.5
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..training.tuning import TuneResult, TuneSettings, shards_of, tune
 from .loops import with_loops
 from .objective import with_objective
+from .own_loops import own_loops
 from .plan import Plan
 from .presets import AVERSE, AVERSE_SHARE
 from .workspace import Workspace
@@ -59,11 +60,14 @@ def averse_settings(plan: Plan, domain: str) -> TuneSettings:
 
 def to_learn(workspace: Workspace, domain: str, network: Any, train: Any) -> tuple[Any, Any, Any]:
     """Returns a trained network with its objective, the tokenizer, and what the network learns from."""
-    size = workspace.plan.size
+    plan, size = workspace.plan, workspace.plan.size
     if domain not in AVERSE:
         return with_objective(network, 0.0), workspace.tokenizer, train
-    looped = with_loops(train, size.context, workspace.plan.seed)
-    return with_objective(network, size.aversion), workspace.tokenizer, looped
+    from datasets import concatenate_datasets
+
+    looped = with_loops(train, size.context, plan.seed)
+    own = own_loops(network, train, size.context, plan.seed)
+    return with_objective(network, size.aversion), workspace.tokenizer, concatenate_datasets([looped, own])
 
 
 def train_expert(workspace: Workspace, domain: str, progress: bool | None = None) -> ExpertResult:

@@ -38,7 +38,7 @@ class RouterSettings:
     buckets: int = 1 << 17
     each: int = 8
     records: int = 2000
-    epochs: int = 6
+    epochs: int = 10
     learning_rate: float = 0.02
     weight_decay: float = 0.01
     dropout: float = 0.3
