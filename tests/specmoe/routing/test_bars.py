@@ -43,8 +43,7 @@ def test_held_out_prompts(router, sides):
     assert calibration_error(confidence, right) <= 0.03
 
 
-def test_hard_queries(sides):
-    router = train_router(sides["train"])
+def test_hard_queries(router):
     lines = HARD.read_text(encoding="utf-8").splitlines()
     right, _ = asked(router, [tuple(line.split("\t")) for line in lines])
     # No failing query is shown: what is learned from them would make the set worthless.
