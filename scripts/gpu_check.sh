@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything about a GPU in one command and nine minutes: builds, runs every op, measures every row of
-# docs/performance.md beside the libraries that are installed, and runs compute-sanitizer and the tests of the ops: a sample
-# first that calls every kernel, then all others as far as the time goes, which the table says. `--parts build,tests`
-# leaves them all of it. What they need compiled is compiled from the beginning on, by cores that are idle.
+# docs/performance.md beside the libraries that are installed, and runs compute-sanitizer and all tests of what a GPU
+# computes. Of the ops a sample comes first that calls every kernel, then all others as far as the time goes, which the
+# table says; `--parts build,tests` leaves them all of it. Cores that are idle compile their kernels from the beginning on.
 #
 #   scripts/gpu_check.sh [--parts build,every_op,bench,memcheck,racecheck,tests] [--minutes 9] [--small] FOLDER
 #
@@ -190,7 +190,7 @@ one_op() { # OP TYPE; $0 is PYTHON
 }
 
 run_tests() { # DEVICE PYTHON SMALL
-    local options=() files=(tests/ops tests/backends)
+    local options=() files=(tests/ops tests/backends tests/test_layer.py tests/integrations/test_cuda_graph.py)
     for plugin in xdist pytest_timeout; do
         "$2" -c "import $plugin" 2>/dev/null || continue
         case $plugin in

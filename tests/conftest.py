@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,16 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
         return folder
 
     return made
+
+
+@pytest.fixture
+def on_the_device() -> Iterator[None]:
+    """Lets factories without a device make tensors on that of `MOE_TEST_DEVICE`; without it, as ever."""
+    import torch
+
+    device = os.environ.get("MOE_TEST_DEVICE", "cpu")
+    with nullcontext() if device == "cpu" else torch.device(device):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

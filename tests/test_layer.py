@@ -9,6 +9,8 @@ from moe_kernels import MoELayer
 from moe_kernels.losses import balance_bias_, load_balance_loss
 from moe_kernels.testing import ExpertInputs, assert_close, naive_experts
 
+pytestmark = pytest.mark.usefixtures("on_the_device")
+
 
 def _oracle(layer: MoELayer, x: torch.Tensor) -> torch.Tensor:
     p = torch.softmax(x @ layer.gate.weight.T, 1)
