@@ -46,8 +46,8 @@ class UpdateSettings:
     check_every: int = 10
     new: int = 8
     old: int = 10
-    anchor: float = 4.0
-    learning_rate: float = 1e-3
+    anchor: float = 16.0
+    learning_rate: float = 5e-4
     grad_clip: float = 1.0
     examples: int = 48
     checks: int = 8
