@@ -52,7 +52,7 @@ def tune_settings(plan: Plan, domain: str) -> TuneSettings:
 
 
 def averse_settings(plan: Plan, domain: str) -> TuneSettings:
-    """Returns how an expert then learns not to loop: evaluated once, since its cross-entropy hardly changes."""
+    """Returns how an expert then learns not to loop: evaluated once, so that its last step is what is kept."""
     usual = tune_settings(plan, domain)
     steps = max(1, round(usual.steps * AVERSE_SHARE))
     return dataclasses.replace(usual, steps=steps, eval_every=steps, save_every=max(1, steps // 6))

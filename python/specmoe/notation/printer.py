@@ -90,7 +90,7 @@ class TextPrinter:
         return key if IDENTIFIER.fullmatch(key) and key not in self.quoted else self.string(key)
 
     def contract(self, value: Contract) -> str:
-        """Returns a contract's text."""
+        """Returns a contract's text; each notation has a way of its own and overrides this."""
         raise NotImplementedError
 
     def fields(self, value: Contract) -> list[tuple[str, str]]:
