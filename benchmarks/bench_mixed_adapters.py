@@ -1,7 +1,8 @@
 """A batch of 64 rows with 5 and with 64 adapters on one base: `specmoe.lora` against PEFT's `adapter_names`.
 
-Measured are a decode forward and a whole `generate`, on the architecture of the default base and on that of
-Gemma 3 270M with random weights.
+Measured are a decode forward of transformers and a whole generation (`specmoe.decoding`, as `specmoe lora generate`
+has it, against PEFT's `generate`), on the architecture of the default base and on that of Gemma 3 270M with random
+weights.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
+from specmoe.decoding import generate  # noqa: E402
 from specmoe.lora.adapters import adapter_of  # noqa: E402
 from specmoe.lora.bank import AdapterBank  # noqa: E402
 from specmoe.lora.base import TARGETS  # noqa: E402
@@ -101,13 +103,18 @@ def test_generate(compare, request, settings, adapters, dtype):
 
     def ours(turn: int) -> torch.Tensor:
         with pair.bank.rows(pair.names):
+            return generate(pair.bank.model, **given)
+
+    def in_transformers(turn: int) -> torch.Tensor:
+        with pair.bank.rows(pair.names):
             return pair.bank.model.generate(**given)
 
     def theirs(turn: int) -> torch.Tensor:
         return pair.theirs.generate(**given, adapter_names=pair.names)
 
     # With random weights rounding decides between tokens that are nearly as likely; tests compare generated tokens.
-    measure(compare, request, pair, {"ours": ours, "PEFT": theirs}, dtype, NEW_TOKENS, check=False)
+    arms = {"ours": ours, "ours, transformers' generate": in_transformers, "PEFT": theirs}
+    measure(compare, request, pair, arms, dtype, NEW_TOKENS, check=False)
 
 
 def measure(compare, request, pair, arms, dtype, forwards, check=True):

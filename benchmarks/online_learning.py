@@ -8,7 +8,8 @@ out. Errors differ in their names, so that learning one is not learning another.
 Then each is asked again with that value and with three of the same structure in other numbers and words, which the
 learner has not seen: words that no corpus is trained on. "Right" is right in all four, exactly, of the model alone; the
 figures of the whole system (with the codec's check and draws) are beside it. Held out are the examples that the learner
-looks at, and others that it does not. At the end everything is taken back and the bytes are compared. FAMILY itself is
+looks at, and others that it does not. What no correction is about is answered by the adapter as it was before them all,
+here as in the runtime. At the end everything is taken back and the bytes are compared. FAMILY itself is
 not changed.
 """
 
@@ -189,8 +190,7 @@ def right(router: SpecialistRouter, error: Injected) -> list[bool]:
     """Returns whether the model alone is right with the corrected value, and with each of the others."""
     asked = [Example(error.query, error.wanted, ""), *error.others]
     name = router.route(error.query).domain or "coordinator"
-    with router.residents.using([name]) as loaded, loaded.rows([name]):
-        return exact(loaded.base, rows_of(asked, loaded.base.tokenizer))
+    return alone(router, asked, name)
 
 
 def system_right(router: SpecialistRouter, error: Injected) -> list[bool]:
@@ -203,8 +203,19 @@ def system_right(router: SpecialistRouter, error: Injected) -> list[bool]:
 def held_out(router: SpecialistRouter, count: int) -> float:
     """Returns the coordinator's share of exactly right answers on examples that the learner does not look at."""
     examples = generate("coordinator", "test", CorpusSettings(test_size=count, seed=SEED))
-    with router.residents.using(["coordinator"]) as loaded, loaded.rows(["coordinator"]):
-        return sum(exact(loaded.base, rows_of(examples, loaded.base.tokenizer))) / count
+    return sum(alone(router, examples, "coordinator")) / count
+
+
+def alone(router: SpecialistRouter, examples: list[Example], name: str) -> list[bool]:
+    """Returns which examples a specialist's model has right, each with the adapter that the runtime asks for it."""
+    with router.residents.using([name]) as loaded:
+        found: dict[int, bool] = {}
+        for corrected in (False, True):
+            places = [n for n, each in enumerate(examples) if router.rules.corrected(each.prompt, name) == corrected]
+            rows = rows_of([examples[place] for place in places], loaded.base.tokenizer)
+            with loaded.rows([loaded.who(name, corrected)]):
+                found |= dict(zip(places, exact(loaded.base, rows), strict=True))
+        return [found[place] for place in range(len(examples))]
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -131,19 +131,27 @@ def generate(
     ] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16; auto: bfloat16 where this machine multiplies in it.")
+    ] = "auto",
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Answer prompts, each with the adapter that suits it, in one batch."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"--dtype: expected auto, float32 or bfloat16, got {dtype}")
+    import torch
     from transformers import set_seed
 
+    from ..lora.base import fastest_dtype
     from ..lora.system import LoraSystem, find_adapters
     from ..routing import default_router
 
+    computes_in = fastest_dtype() if dtype == "auto" else getattr(torch, dtype)
     found = find_adapters(adapters)
     router = default_router() if adapter in ("auto", "top2") else None
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    with LoraSystem(_base(base, None), found, router) as system:
+    with LoraSystem(_base(base, None).to(computes_in), found, router) as system:
         choices = [None] * len(prompts) if adapter == "arrow" else system.choices(prompts, adapter)
         turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
         for choice, text in zip(choices, system.answer(turns, adapter, max_new_tokens, **sampling), strict=True):

@@ -105,6 +105,10 @@ def evaluate(
     layer_us: Annotated[
         float | None, typer.Option(help="Microseconds of a layer's compute, for the share.", show_default=False)
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The recorded model: also its next gate (a trace with --hidden).", show_default=False),
+    ] = None,
 ) -> None:
     """Measure predictors on the held-out prompts: accuracy, calibration, what eviction gains, time."""
     sizes = _sizes(slots)
@@ -122,7 +126,10 @@ def evaluate(
     if test.experts.shape[2] > min(sizes):
         raise UsageError(f"--slots: expected at least K={test.experts.shape[2]}, got {slots}")
     rows = []
-    for name, make in _predictors(kept, weights or [], ablate):
+    predictors = _predictors(kept, weights or [], ablate)
+    if model is not None:
+        predictors += _gated(model, kept, weights or [])
+    for name, make in predictors:
         typer.echo(f"{name} ...", err=True)
         rows.append(make(name, test, sizes))
     output.mkdir(parents=True, exist_ok=True)
@@ -182,6 +189,29 @@ def _asked(make: Callable[[], Any], parameters: int | None = None) -> Maker:
         )  # fmt: skip
 
     return row
+
+
+def _gated(name: str, kept: Any, files: list[Path]) -> list[tuple[str, Maker]]:
+    """Return the next gate of a model, and its blends with the fused predictors and with the adaptive one."""
+    import specmoe.transformer  # noqa: F401  (registers the architecture)
+
+    from ..speculation import AdaptivePredictor
+    from ..speculation.evaluation.gates import gated_predictors
+    from ..speculation.fused import FusedPredictor, FusedWeights
+    from .trace import load_model
+
+    network, _ = load_model(name)
+    _, L, K = kept.experts.shape
+    trained: list[tuple[str, Callable[[], Any]]] = [
+        (f"fused ({file.stem})", lambda file=file: FusedPredictor(FusedWeights.load(file)))  # type: ignore[misc]
+        for file in files
+        if file.suffix == ".npz"
+    ]
+    trained.append(("adaptive", lambda: AdaptivePredictor(L, kept.num_experts, K)))
+    try:
+        return [(title, _asked(make)) for title, make in gated_predictors(network, kept, trained).items()]
+    except ValueError as error:
+        raise UsageError(f"--model: {error}") from error
 
 
 def _fused(file: Path, ablate: bool) -> list[tuple[str, Maker]]:

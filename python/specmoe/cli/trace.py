@@ -36,7 +36,7 @@ def record(
 
     from ..speculation.traces import record_trace, save_routes
 
-    network, tokenizer = _load(model)
+    network, tokenizer = load_model(model)
     rows = _prompts(tokenizer, text, column, prompts, length)
     done = 0
 
@@ -114,7 +114,7 @@ def fetch(
     typer.echo(f"{output}: {len(fetched)} sequences, {len(fetched.experts)} tokens")
 
 
-def _load(name: str) -> tuple[Any, Any]:
+def load_model(name: str) -> tuple[Any, Any]:
     """Return a model, ready to run, and its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_kernels import grouped_lora, grouped_lora_
+from moe_kernels import PreparedLora, grouped_lora, grouped_lora_
 
 from .adapters import Adapter
 from .choices import ArrowChoice, Choice, RowChoice, RowsChoice, prototype
@@ -54,6 +54,8 @@ class MixedLinear(nn.Module):
         self.ranks = None if len(set(ranks.tolist())) == 1 and rank == ranks[0] else ranks.to(like.device)
         self.choice: Choice | None = None
         self._prototypes: Tensor | None = None
+        # For the rows of the batch that came last: each token of a continued batch has the same.
+        self._prepared: PreparedLora | None = None
 
     @property
     def prototypes(self) -> Tensor:
@@ -77,11 +79,20 @@ class MixedLinear(nn.Module):
         for groups, weights in self.choice.terms(rows, self):
             # The delta is linear in its input, so a row's weight goes there.
             given = rows if weights is None else rows * weights[:, None].to(rows.dtype)
-            if in_place:
-                grouped_lora_(out, given, self.A, self.B, groups, self.scaling, ranks=self.ranks)
-            else:
+            if not in_place:
                 out = out + grouped_lora(given, self.A, self.B, groups, self.scaling, ranks=self.ranks)
+            elif weights is None and not torch.compiler.is_compiling():
+                self._ready(groups).add_(out, given)
+            else:
+                grouped_lora_(out, given, self.A, self.B, groups, self.scaling, ranks=self.ranks)
         return out.view(y.shape)
+
+    def _ready(self, groups: Tensor) -> PreparedLora:
+        """Returns the adapters, prepared for rows with these groups."""
+        ready = self._prepared
+        if ready is None or ready.groups is not groups or ready.A is not self.A or ready.B is not self.B:
+            ready = self._prepared = PreparedLora(self.A, self.B, groups, self.scaling, ranks=self.ranks)
+        return ready
 
 
 def _computes_in(base: Any) -> torch.dtype:

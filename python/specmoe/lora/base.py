@@ -33,6 +33,20 @@ class Base:
     name: str
     digest: str
 
+    def to(self, dtype: torch.dtype) -> Base:
+        """Turns the weights into another dtype, in place; the digest stays that of the stored ones."""
+        self.model.to(dtype)
+        return self
+
+
+def fastest_dtype() -> torch.dtype:
+    """Returns bfloat16 where this machine multiplies in it, otherwise float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    # torch knows, and has no public name for it.
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return torch.bfloat16 if any(ask is not None and ask() for ask in asked) else torch.float32
+
 
 def load_base(source: str | Path, dtype: torch.dtype = torch.float32, targets: Iterable[str] = TARGETS) -> Base:
     """Returns the model of a folder or of the hub; quantized weights are dequantized.

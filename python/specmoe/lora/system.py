@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..decoding import generate
 from ..routing import Router
 from ..training.checkpoints import put_back
 from ..training.data import DOMAINS
@@ -123,9 +124,10 @@ def complete(
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = torch.tensor(prompt), 1
-    out = base.model.generate(
+    out = generate(
+        base.model,
         ids.to(base.model.device),
-        attention_mask=mask.to(base.model.device),
+        mask.to(base.model.device),
         max_new_tokens=max_new_tokens,
         eos_token_id=end_of_turn(base.tokenizer),
         pad_token_id=base.tokenizer.pad_token_id,

@@ -6,6 +6,7 @@ This package sees layers, experts, scores and seconds; it knows nothing of files
 from __future__ import annotations
 
 from .adaptive import AdaptivePredictor
+from .blended import BlendedPredictor
 from .calibration import RankCalibration
 from .cost_gate import CostGate
 from .counting import LinkCounts, MovingAverage, PreviousToken, StaticFrequency, TokenTable
@@ -16,6 +17,7 @@ from .traces import RouteTrace, load_routes, record_trace, save_routes
 
 __all__ = [
     "AdaptivePredictor",
+    "BlendedPredictor",
     "CostGate",
     "LinkCounts",
     "MovingAverage",

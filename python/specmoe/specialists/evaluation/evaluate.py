@@ -147,7 +147,8 @@ def _losses(found: Evaluation, speakers: Speakers, cases: Mapping[str, Sequence[
         with speakers.using(name) as loaded:
 
             def chosen(places: list[int], name: str = name, loaded: Loaded = loaded) -> AbstractContextManager[None]:
-                return loaded.rows([name] * len(places))
+                # Of what no correction is about, as nearly all of it.
+                return loaded.rows([loaded.who(name, corrected=False)] * len(places))
 
             model, pad = loaded.base.model, loaded.base.tokenizer.pad_token_id
             found.loss[name] = record_losses(model, rows, pad, chosen).mean

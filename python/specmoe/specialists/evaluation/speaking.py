@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..family import Family
+from ..learning.rules import LearnedRules
 from ..runtime.answering import Ask, Policy, Reply
 from ..runtime.generation import Asking
 from ..runtime.loaded import Loaded
@@ -42,7 +43,7 @@ class Speakers:
             with self._residents.using(group) as loaded:
                 self.tokenizer = loaded.base.tokenizer
         self.load_seconds = time.perf_counter() - started
-        self._asking = Asking(self._residents, policy, batch)
+        self._asking = Asking(self._residents, policy, batch, LearnedRules(family.folder).corrected)
         self.tokens, self.seconds = 0, 0.0
         self._likeliest: dict[Ask, Reply] = {}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from ..training.settings import OFFLINE
 from .alone import alone
 from .blend import Blend
 from .log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
-from .rules import Rule, rule_of
-from .scores import exact, rows_of
+from .original import original_folder
+from .rules import Phrasings, Rule, rule_of
+from .scores import HeldOut, exact, rows_of
 from .update import Rows, UpdateSettings, update
 from .variations import in_plain_words, variations
 from .versions import drop_version, keep_version, replace_weights, restore_version, version_folder, weights_digest
@@ -75,7 +77,10 @@ class Learner:
         self.settings = settings or UpdateSettings()
         self.progress = progress
         self.log = CorrectionLog(router.folder)
-        self._corpora: dict[tuple[str, str], Rows] = {}
+        self._corpora: dict[tuple[str, str], list[Example]] = {}
+        self._encoded: dict[tuple[str, str], Rows] = {}
+        # Of the held-out examples, which the adapter with this digest has right.
+        self._right: dict[str, tuple[str, list[bool]]] = {}
 
     def correct(self, query: str, answer: str, specialist: str | None = None) -> Learned:
         """Stores a correction and learns it.
@@ -140,6 +145,7 @@ class Learner:
             restore_version(place, correction.number)
             self.router.residents.forget(correction.specialist)
             self.log.decide(correction.number, UNDONE, "taken back")
+            self.router.residents.recount(correction.specialist)
             drop_version(place, correction.number)
             self.router.rules.read()
             return correction
@@ -168,18 +174,22 @@ class Learner:
         name = correction.specialist
         rule = rule_of(correction.query, correction.answer, name)
         with self.router.residents.using([name]) as loaded:
-            original = loaded.bank.adapter(name)
+            before = loaded.bank.adapter(name)
+            after = [before]
             try:
                 outcome = self._tried(loaded, correction, rule)
                 if outcome.kept:
                     # On the disk before anyone is told; the version first, so that there always is a way back.
                     keep_version(self._adapter(name), correction.number)
                     replace_weights(self._adapter(name), loaded.bank.adapter(name))
-                    original = loaded.bank.adapter(name)
+                    after = [loaded.bank.adapter(name)]
+                    if (original := _original(loaded.names, name)) is not None:
+                        after.append(dataclasses.replace(before, name=original))
             finally:
-                loaded.change(add=[original])
+                loaded.change(add=after)
         if outcome.kept:
             self.log.decide(correction.number, KEPT, weights_digest(self._adapter(name)))
+            self.router.residents.recount(name)
         else:
             self.log.decide(correction.number, REVERTED, outcome.reason)
         self.router.rules.read()
@@ -194,9 +204,8 @@ class Learner:
         again, still = self._earlier(name)
         new = rows_of([own, *learned], tokenizer)
         # Half of the old rows are of earlier corrections, however few those are beside the corpus.
-        old = self._corpus(name, TRAIN, tokenizer), rows_of(again, tokenizer)
+        old = self._rows(name, TRAIN, tokenizer), rows_of(again, tokenizer)
         asked, earlier = rows_of([own], tokenizer), rows_of(still, tokenizer)
-        held_out = self._corpus(name, TEST, tokenizer)
 
         def which(rows: Rows) -> list[bool]:
             with loaded.rows([name]):
@@ -210,7 +219,9 @@ class Learner:
         # Where it can convert too few, the others count as well: there are never fewer checks.
         checked = sorted(zip(drawn, able, strict=True), key=lambda pair: not pair[1])[: settings.checks] if rule else []
         others = rows_of([each for each, _ in checked], tokenizer)
-        before, kept_before = right(held_out), which(earlier)
+        held_out, others_right = self._held_out(loaded, correction, which)
+        before, total = held_out.before + others_right, len(self._corpus(name, TEST))
+        kept_before = which(earlier)
         blend = Blend(loaded.bank.trainable())
         scores = [before]
         reasons = [""]
@@ -225,8 +236,10 @@ class Learner:
         def lost() -> str:
             if gone := sum(was and not now for was, now in zip(kept_before, which(earlier), strict=True)):
                 return f"{gone} of {len(earlier)} earlier corrections would be lost"
-            if (count := right(held_out)) < before:
-                return f"the held-out score would fall from {before} to {count} of {len(held_out)}"
+            count, held = held_out.right()
+            count += others_right
+            if not held:
+                return f"the held-out score would fall from {before} to {count} or fewer of {total}"
             scores.append(count)
             return ""
 
@@ -240,29 +253,62 @@ class Learner:
 
         with Reporter(settings.steps, self.progress) as reporter:
             steps = update(loaded, name, new, old, blend, settings, is_learned, reporter.advance)
-        total = len(held_out)
         return Learned(correction, not reasons[0], reasons[0], steps, before / total, scores[-1] / total)
+
+    def _kept(self, name: str) -> list[Correction]:
+        return [self.log.corrections[number - 1] for number in self.log.numbers(KEPT, name)]
 
     def _earlier(self, name: str) -> tuple[list[Example], list[Example]]:
         """Returns examples of the corrections kept so far: some to learn again, and the corrections themselves."""
         again: list[Example] = []
         still: list[Example] = []
-        for number in self.log.numbers(KEPT, name):
-            each = self.log.corrections[number - 1]
+        for each in self._kept(name):
             own = Example(each.query, each.answer, name)
             rule = rule_of(each.query, each.answer, name)
             again += [own, *(variations(each, rule, _AGAIN, self.settings.seed) if rule else [])]
             still.append(own)
         return again, still
 
-    def _corpus(self, name: str, side: str, tokenizer: Any) -> Rows:
+    def _held_out(
+        self, loaded: Loaded, correction: Correction, which: Callable[[Rows], list[bool]]
+    ) -> tuple[HeldOut, int]:
+        """Returns the held-out examples that corrections are about, this one too, and how many of the rest are right.
+
+        The adapter that is learning answers no others: the rest stay with it as it was before all corrections.
+        """
+        name = correction.specialist
+        prompts = [example.prompt for example in self._corpus(name, TEST)]
+        rows, right = self._rows(name, TEST, loaded.base.tokenizer), self._originally(loaded, name)
+        before, now = Phrasings(self._kept(name)), Phrasings([*self._kept(name), correction])
+        its = [place for place, prompt in enumerate(prompts) if now.hold(prompt, name)]
+        answered = [place for place in its if before.hold(prompts[place], name)]
+        for place, is_right in zip(answered, which([rows[place] for place in answered]), strict=True):
+            right[place] = is_right
+        held_out = HeldOut(which, [rows[place] for place in its], [right[place] for place in its])
+        return held_out, sum(right) - held_out.before
+
+    def _originally(self, loaded: Loaded, name: str) -> list[bool]:
+        """Returns which held-out examples the adapter has right as it was before its corrections."""
+        digest = weights_digest(original_folder(self._adapter(name)) or self._adapter(name))
+        if self._right.get(name, ("", []))[0] != digest:
+            with loaded.rows([loaded.who(name, corrected=False)]):
+                right = exact(loaded.base, self._rows(name, TEST, loaded.base.tokenizer))
+            self._right[name] = digest, right
+        return list(self._right[name][1])
+
+    def _rows(self, name: str, side: str, tokenizer: Any) -> Rows:
+        if (name, side) not in self._encoded:
+            self._encoded[name, side] = rows_of(self._corpus(name, side), tokenizer)
+        return self._encoded[name, side]
+
+    def _corpus(self, name: str, side: str) -> list[Example]:
         if (name, side) not in self._corpora:
             sizes = CorpusSettings(size=self.settings.replay, test_size=self.settings.held_out, seed=self.settings.seed)
             examples = generate(name if name in SPECIALISTS else COORDINATOR.name, side, sizes)
             if side == TRAIN:
                 # Other words as in its training: what is held to in few ways of asking drifts in the others.
                 examples = with_fillers(examples, OFFLINE.fillers, self.settings.seed)
-            self._corpora[name, side] = rows_of(examples, tokenizer)
+            self._corpora[name, side] = examples
         return self._corpora[name, side]
 
     def _version(self, correction: Correction) -> Path:
@@ -272,3 +318,11 @@ class Learner:
         place = self.router.residents.members[name].adapter
         assert place is not None  # checked when the correction came
         return place
+
+
+def _original(names: Sequence[str], name: str) -> str | None:
+    """Returns what the adapter before its corrections is to be called; None where it is there already."""
+    from ..runtime.loaded import original_name
+
+    wanted = original_name(name)
+    return None if wanted in names else wanted

@@ -60,6 +60,36 @@ def rule_of(query: str, answer: str, specialist: str = "") -> Rule | None:
     return Rule(before, after, *found[0], specialist)
 
 
+class Phrasings:
+    """What corrections are about: their phrasings with any value, and the very query of one that has no rule.
+
+    Args:
+        corrections: any number of them.
+    """
+
+    def __init__(self, corrections: Iterable[Correction]) -> None:
+        self._rules: set[tuple[tuple[str, str], str, str]] = set()
+        self._queries: set[tuple[str, str]] = set()
+        for each in corrections:
+            if (rule := rule_of(each.query, each.answer, each.specialist)) is not None:
+                self._rules.add((rule.key, rule.source, rule.specialist))
+            else:
+                self._queries.add((_plain(each.query), each.specialist))
+
+    def hold(self, text: str, specialist: str) -> bool:
+        """Returns whether one of the corrections of a specialist is about a query."""
+        if (_plain(text), specialist) in self._queries:
+            return True
+        try:
+            span = find_value(text) if self._rules else None
+        except ValueError:
+            return False
+        if span is None:
+            return False
+        key = _key(text, span)
+        return any((key, source, specialist) in self._rules for source in span.readings)
+
+
 class LearnedRules:
     """The rules of the corrections that were kept: with them the codec knows what a corrected phrasing asks for.
 
@@ -82,6 +112,7 @@ class LearnedRules:
         # Where a query's own words say what it asks for, nothing had to be learned about them.
         told = rules_of(each for each in kept if not understand(each.query).target)
         self._rules = {rule.key: rule for rule in told}
+        self._phrasings = Phrasings(kept)
 
     def find(self, text: str) -> tuple[Rule, Span] | None:
         """Returns the rule of a query's phrasing and the value in it, None where there is none.
@@ -91,7 +122,7 @@ class LearnedRules:
         """
         if not self._rules or (span := find_value(text)) is None:
             return None
-        rule = self._rules.get((_plain(text[: span.start]), _plain(text[span.start + len(span.text) :])))
+        rule = self._rules.get(_key(text, span))
         return (rule, span) if rule is not None and rule.source in span.readings else None
 
     def understand(self, text: str) -> Request:
@@ -109,6 +140,10 @@ class LearnedRules:
             return None
         return found[0].specialist if found else None
 
+    def corrected(self, text: str, specialist: str) -> bool:
+        """Returns whether a correction that a specialist has learned is about a query."""
+        return self._phrasings.hold(text, specialist)
+
 
 def rules_of(corrections: Iterable[Correction]) -> list[Rule]:
     """Returns the rules of corrections, of those that have one."""
@@ -122,6 +157,10 @@ def _writes(answer: str, span: Span, source: str, target: str) -> bool:
         return same(parse(answer, target), value) and render(value, target) == answer
     except NotationError:
         return False
+
+
+def _key(text: str, span: Span) -> tuple[str, str]:
+    return _plain(text[: span.start]), _plain(text[span.start + len(span.text) :])
 
 
 def _plain(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -23,12 +23,20 @@ class Asking:
         residents: the models.
         policy: temperature and seed of what is drawn.
         batch_size: rows of a batch at most.
+        corrected: whether a correction of a specialist is about a query, of (query, specialist).
     """
 
-    def __init__(self, residents: Residents, policy: Policy, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        residents: Residents,
+        policy: Policy,
+        batch_size: int = 16,
+        corrected: Callable[[str, str], bool] = lambda text, specialist: False,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.residents, self.policy, self.batch_size = residents, policy, batch_size
+        self.corrected = corrected
 
     def __call__(self, asks: list[Ask]) -> list[Reply]:
         """Returns the replies in order; what shares a base is answered together."""
@@ -64,7 +72,8 @@ class Asking:
 
     def _batch(self, loaded: Loaded, asks: Sequence[Ask], drawn: bool, room: int) -> list[Reply]:
         sampling = {"do_sample": True, "temperature": self.policy.temperature} if drawn else {}
-        with loaded.rows([ask.specialist for ask in asks]), torch.random.fork_rng(devices=[]):
+        who = [loaded.who(ask.specialist, self.corrected(ask.text, ask.specialist)) for ask in asks]
+        with loaded.rows(who), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.policy.seed)
             texts = complete(loaded.base, [_turns(ask) for ask in asks], room, **sampling)
         return [Reply(text) for text in texts]

@@ -11,6 +11,11 @@ from ...lora.bank import AdapterBank
 from ...lora.base import Base
 
 
+def original_name(name: str) -> str:
+    """Returns what a specialist's adapter is called as it was before its corrections."""
+    return f"{name} before its corrections"
+
+
 class Loaded:
     """A base whose adapters change; whoever works with it holds `lock`.
 
@@ -71,6 +76,16 @@ class Loaded:
         """Lets go of the base, whoever still holds this object."""
         self._bank = None
         del self.base
+
+    def who(self, name: str, corrected: bool) -> str:
+        """Returns which adapter answers a query to a specialist.
+
+        Args:
+            name: the specialist.
+            corrected: whether one of its corrections is about the query.
+        """
+        original = original_name(name)
+        return original if not corrected and original in self.names else name
 
     @contextmanager
     def rows(self, names: Sequence[str]) -> Iterator[None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...training.checkpoints import put_back
 from ...training.tuning.tune import MODEL_DIR
+from ..learning.original import original_folder
 
 COORDINATOR = "coordinator"
 BASE_FOLDER = "base-nf4"
@@ -41,8 +42,14 @@ class Member:
 
     @cached_property
     def adapter_bytes(self) -> int:
-        """Bytes that the adapter takes at most: its factors, and once more while those of all adapters are stacked."""
-        return 2 * sum(path.stat().st_size for path in self.adapter.glob("*.safetensors")) if self.adapter else 0
+        """Bytes that the adapter takes at most: its factors, and once more while those of all adapters are stacked.
+
+        One that has learned corrections is there as it was before them as well.
+        """
+        if self.adapter is None:
+            return 0
+        copies = 4 if original_folder(self.adapter) is not None else 2
+        return copies * sum(path.stat().st_size for path in self.adapter.glob("*.safetensors"))
 
 
 def members_of(folder: Path) -> dict[str, Member]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ from ...lora.adapters import read_adapter
 from ...lora.base import Base
 from ...offload.budget import format_bytes
 from ..bases import load_quantized
-from .loaded import Loaded
+from ..learning.original import original_folder
+from .loaded import Loaded, original_name
 from .members import COORDINATOR, Member
 from .memory import give_back
 
@@ -39,7 +41,7 @@ class Residents:
         Raises:
             ValueError: the budget does not hold the pinned model with each of the others; the message says what would.
         """
-        self.members, self.budget, self.pinned = members, budget, pinned
+        self.members, self.budget, self.pinned = dict(members), budget, pinned
         self._load_base = load
         largest = max(members, key=lambda name: self.bytes_of({pinned, name}))
         if (need := self.bytes_of({pinned, largest})) > budget:
@@ -131,6 +133,11 @@ class Residents:
             if known:
                 self._drop([name])
 
+    def recount(self, name: str) -> None:
+        """Counts the bytes of a model's files again, of which corrections make more."""
+        with self._state:
+            self.members[name] = dataclasses.replace(self.members[name])
+
     def close(self) -> None:
         """Takes all models out of memory."""
         self._background.shutdown(wait=True, cancel_futures=True)
@@ -175,8 +182,12 @@ class Residents:
             return
         path = self.members[missing[0]].base
         loaded = self._bases.get(path) or Loaded(self._load_base(path))
-        places = {name: self.members[name].adapter for name in missing}
-        adapters = [read_adapter(place, name, loaded.base) for name, place in places.items() if place is not None]
+        adapters = []
+        for name in missing:
+            if (place := self.members[name].adapter) is not None:
+                adapters.append(read_adapter(place, name, loaded.base))
+                if (original := original_folder(place)) is not None:
+                    adapters.append(read_adapter(original, original_name(name), loaded.base))
         with loaded.lock:
             loaded.change(add=adapters)
         with self._state:
@@ -194,7 +205,7 @@ class Residents:
             path = self.members[name].base
             if any(self.members[other].base == path for other in self.names):
                 with self._bases[path].lock:
-                    self._bases[path].change(remove=[name])
+                    self._bases[path].change(remove=[name, original_name(name)])
             elif path in self._bases:
                 with self._bases[path].lock:
                     self._bases.pop(path).free()

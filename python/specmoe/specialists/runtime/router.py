@@ -74,7 +74,7 @@ class SpecialistRouter:
                 f"{error} of {format_bytes(self.memory)}, of which {format_bytes(self.reserve)} are the process's own"
             ) from None
         self.rules = LearnedRules(self.folder)
-        self._asking = Asking(self.residents, self.policy, batch_size)
+        self._asking = Asking(self.residents, self.policy, batch_size, self.rules.corrected)
         self._router: RuleRouter | TrainedRouter = RuleRouter() if routing == "rules" else trained_router(self.folder)
 
     def route(self, text: str) -> Route:

@@ -63,7 +63,8 @@ def train_learned(
     """Train a configuration.
 
     Weights and sums are float32, products `dtype`. A batch is drawn from the step's number and the seed, so a run that
-    was interrupted and resumed sees what an uninterrupted one sees.
+    was interrupted and resumed sees what an uninterrupted one sees. The learning rate follows a cosine to the end of
+    the steps or, where they come first, of the minutes.
 
     Args:
         trace: routes of the prompts to train on.
@@ -106,7 +107,7 @@ def train_learned(
     while step < settings.steps and (not settings.minutes or spent() < 60 * settings.minutes):
         rng = np.random.default_rng((settings.seed, step))
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, settings)
+            group["lr"] = settings.learning_rate * _schedule(step, spent(), settings)
         optimizer.zero_grad()
         loss = _loss(model, samples, rng, settings, dtype)
         value = float(loss.detach())
@@ -127,9 +128,11 @@ def train_learned(
     return run
 
 
-def _schedule(step: int, settings: LearnedSettings) -> float:
+def _schedule(step: int, seconds: float, settings: LearnedSettings) -> float:
+    """Returns the share of the learning rate; a run that its minutes will end has cooled down by then."""
     warm = min(1.0, (step + 1) / max(1, settings.warmup))
-    return warm * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, step / settings.steps))))
+    done = max(step / settings.steps, seconds / (60 * settings.minutes) if settings.minutes else 0.0)
+    return warm * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def _loss(

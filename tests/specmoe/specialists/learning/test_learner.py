@@ -6,11 +6,15 @@ import hashlib
 import signal
 
 import pytest
+import torch
 
 from specmoe.specialists.learning import Learner, UpdateSettings
-from specmoe.specialists.learning.log import KEPT, REVERTED, UNDONE, WAITING, CorrectionLog
+from specmoe.specialists.learning.log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
+from specmoe.specialists.learning.original import original_folder
 from specmoe.specialists.learning.scores import exact, rows_of
+from specmoe.specialists.learning.versions import replace_weights, weights_digest
 from specmoe.specialists.runtime import Policy, SpecialistRouter
+from specmoe.specialists.runtime.loaded import Loaded, original_name
 from specmoe.training.data import Record
 
 QUICK = UpdateSettings(
@@ -54,8 +58,6 @@ def test_learned_used_and_taken_back(router, family):
 
 
 def test_an_adapter_that_was_trained_since_is_left_alone(router, family):
-    from specmoe.specialists.learning.versions import replace_weights
-
     learner = Learner(router, QUICK)
     assert learner.correct(QUERY, ANSWER).kept
     with router.residents.using(["coordinator", "runic"]) as loaded:
@@ -77,32 +79,36 @@ def test_not_learned_leaves_every_byte(router, family):
     assert log.states == {1: REVERTED} and log.reasons[1] == learned.reason
 
 
-def test_a_falling_score_is_a_reason(router, family, monkeypatch):
+@pytest.fixture
+def scored(monkeypatch):
+    """Everything that is asked is right, and the held-out score, 10 before, is what the list says, look by look."""
     import specmoe.specialists.learning.learner as module
 
-    scores = iter([10] + [9] * 99)
+    scores = []
 
-    def judged(base, rows):
-        # The held-out rows are the only ones of this number.
-        return [True] * next(scores) if len(rows) == QUICK.held_out else [True] * len(rows)
+    class HeldOut:
+        before = 10
 
-    monkeypatch.setattr(module, "exact", judged)
+        def right(self):
+            count = scores.pop(0) if len(scores) > 1 else scores[0]
+            return count, count >= self.before
+
+    monkeypatch.setattr(Learner, "_held_out", lambda *arguments: (HeldOut(), 0))
+    monkeypatch.setattr(module, "exact", lambda base, rows: [True] * len(rows))
+    return scores
+
+
+def test_a_falling_score_is_a_reason(router, family, scored):
+    scored.append(9)
     before = digests(family)
     learned = Learner(router, QUICK).correct(QUERY, ANSWER)
-    assert not learned.kept and learned.reason == "the held-out score would fall from 10 to 9 of 12"
+    assert not learned.kept and learned.reason == "the held-out score would fall from 10 to 9 or fewer of 12"
     assert digests(family) == before
 
 
-def test_where_the_score_falls_a_mixture_with_the_old_weights_is_tried(router, family, monkeypatch):
-    import specmoe.specialists.learning.learner as module
-
-    # Before, with the trained weights, and with the first two mixtures.
-    scores = iter([10, 9, 9, 11])
-
-    def judged(base, rows):
-        return [True] * next(scores) if len(rows) == QUICK.held_out else [True] * len(rows)
-
-    monkeypatch.setattr(module, "exact", judged)
+def test_where_the_score_falls_a_mixture_with_the_old_weights_is_tried(router, family, scored):
+    # With the trained weights, and with the first two mixtures.
+    scored += [9, 9, 11]
     before = router.residents.members["coordinator"].adapter.joinpath("adapter_model.safetensors").read_bytes()
     learned = Learner(router, QUICK).correct(QUERY, ANSWER)
     assert learned.kept and (learned.before, learned.after) == (10 / 12, 11 / 12)
@@ -184,3 +190,79 @@ def test_exact_is_what_greedy_decoding_says(router):
     assert learner.correct("Hello", "cow").kept
     with router.residents.using(["coordinator"]) as loaded, loaded.rows(["coordinator"]):
         assert exact(loaded.base, wrong)[0]
+
+
+def said_by(loaded, name, text):
+    """Returns the logits of one adapter for a text."""
+    ids = torch.tensor([loaded.base.tokenizer(text).input_ids])
+    with loaded.rows([name]), torch.no_grad():
+        return loaded.base.model(ids).logits
+
+
+def test_what_no_correction_is_about_is_answered_as_before(router, family, monkeypatch):
+    """The corrected adapter answers the corrected query alone; the one before it answers the rest, to the bit."""
+    with router.residents.using(["coordinator"]) as loaded:
+        before = said_by(loaded, "coordinator", "Hello")
+    learner = Learner(router, QUICK)
+    assert learner.correct(QUERY, ANSWER).kept
+    asked = []
+    rows = Loaded.rows
+    monkeypatch.setattr(Loaded, "rows", lambda self, names: asked.append(list(names)) or rows(self, names))
+    original = original_name("coordinator")
+    for opened in (router, SpecialistRouter(family, "64GiB", policy=Policy(votes=0))):
+        asked.clear()
+        assert opened.query_batch([QUERY, " who  are YOU?", "Hello"])[0].text == ANSWER
+        # Rows are sorted by their length.
+        assert sorted(asked[0]) == ["coordinator", "coordinator", original]
+        with opened.residents.using(["coordinator"]) as loaded:
+            assert torch.equal(said_by(loaded, original, "Hello"), before)
+            assert not torch.equal(said_by(loaded, "coordinator", "Hello"), before)
+    # A second one changes the corrected adapter alone.
+    if learner.correct("What do you eat?", "Grass").kept:
+        with router.residents.using(["coordinator"]) as loaded:
+            assert torch.equal(said_by(loaded, original, "Hello"), before)
+        learner.revert()
+    learner.revert()
+    with router.residents.using(["coordinator"]) as loaded:
+        assert original not in loaded.names and torch.equal(said_by(loaded, "coordinator", "Hello"), before)
+
+
+def test_bytes_of_both_adapters_are_counted(router):
+    residents = router.residents
+    before = residents.bytes_of(["coordinator"])
+    adapter = residents.members["coordinator"].adapter_bytes
+    learner = Learner(router, QUICK)
+    assert learner.correct(QUERY, ANSWER).kept
+    assert residents.bytes_of(["coordinator"]) == before + adapter
+    learner.revert()
+    assert residents.bytes_of(["coordinator"]) == before
+
+
+def test_held_out_examples_that_a_correction_is_about_are_looked_at(router, monkeypatch):
+    learner = Learner(router, QUICK)
+    examples = learner._corpus("coordinator", "test")
+    place = next(n for n, each in enumerate(examples) if each.is_conversion)
+    correction = Correction(1, examples[place].prompt, examples[place].completion, "coordinator")
+    monkeypatch.setattr(learner, "_originally", lambda *arguments: [True] * len(examples))
+    with router.residents.using(["coordinator"]) as loaded:
+        held_out, others = learner._held_out(loaded, correction, lambda rows: [False] * len(rows))
+    assert held_out.before >= 1 and held_out.before + others == len(examples)
+    count, held = held_out.right()
+    assert (count, held) == (0, False)
+
+
+def test_an_adapter_trained_again_since_has_no_original(router, family):
+    learner = Learner(router, QUICK)
+    place = family / "coordinator" / "model"
+    assert original_folder(place) is None
+    assert learner.correct(QUERY, ANSWER).kept
+    first = original_folder(place)
+    assert first is not None and weights_digest(first) != weights_digest(place)
+    with router.residents.using(["coordinator", "runic"]) as loaded:
+        replace_weights(place, loaded.bank.adapter("runic"))
+    assert original_folder(place) is None
+    router.residents.forget("coordinator")
+    # What is learned on it counts from there.
+    if learner.correct("What do you eat?", "Grass").kept:
+        again = original_folder(place)
+        assert again is not None and again != first

@@ -7,7 +7,7 @@ import pytest
 from specmoe.notation import find_value, parse, same
 from specmoe.specialists.corpora.shapes import shape_of
 from specmoe.specialists.learning.log import KEPT, UNDONE, Correction, CorrectionLog
-from specmoe.specialists.learning.rules import LearnedRules, Rule, rule_of
+from specmoe.specialists.learning.rules import LearnedRules, Phrasings, Rule, rule_of
 from specmoe.specialists.learning.variations import variations
 from specmoe.specialists.requests import understand
 from specmoe.specialists.verification import verify
@@ -86,3 +86,16 @@ def test_on_the_test_side_the_structure_stays():
         value = find_value(example.prompt).readings["hlxl"]
         assert [type(part) for part in value] == [int, str, int] and 0 <= value[0] <= 9
         assert shape_of(value).startswith("[int,string,int")
+
+
+def test_what_corrections_are_about():
+    about = Phrasings([
+        Correction(1, "Cattle: [1, 2]", "🐃1, 2🐄", "runic"), Correction(2, "Who are you?", "A cow", "coordinator"),
+        Correction(3, "x: 42", "42", "coordinator"),
+    ])  # fmt: skip
+    assert about.hold('CATTLE:  ["moon"]', "runic") and not about.hold('Cattle: ["moon"]', "coordinator")
+    assert about.hold("who are you?", "coordinator") and not about.hold("Who are you", "coordinator")
+    # Of what has no rule nothing but the very query.
+    assert about.hold("x: 42", "coordinator") and not about.hold("x: 43", "coordinator")
+    assert not about.hold("Cattle: 🐂tibu🐄", "runic") and not about.hold("[1, 2]", "runic")
+    assert not about.hold("[" * 9000, "runic") and not Phrasings([]).hold("Cattle: [1, 2]", "runic")

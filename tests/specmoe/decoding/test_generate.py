@@ -1,0 +1,169 @@
+"""Our generation against transformers' own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
+
+from moe_kernels.testing import relative_error
+from specmoe.decoding import generate
+from specmoe.decoding.choosing import argmax
+from specmoe.decoding.network import read
+from specmoe.decoding.state import State
+
+SIZES = {
+    "vocab_size": 192, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "eos_token_id": None,
+}  # fmt: skip
+
+
+def gemma() -> Gemma3ForCausalLM:
+    """Two layers in three see the last 9 tokens alone."""
+    config = Gemma3TextConfig(
+        **SIZES, head_dim=16, sliding_window=9, query_pre_attn_scalar=16, bos_token_id=None,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    return Gemma3ForCausalLM(config)
+
+
+def qwen() -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM(Qwen2Config(**SIZES, bos_token_id=None))
+
+
+@pytest.fixture(params=[gemma, qwen])
+def model(request):
+    torch.manual_seed(3)
+    model = request.param().eval()
+    for parameter in model.parameters():
+        # Weights of norms and biases are 0 or 1 otherwise, and tokens all alike.
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(params=["padded", "whole"])
+def prompts(request):
+    torch.manual_seed(4)
+    ids = torch.randint(4, 190, (5, 12))
+    mask = torch.ones_like(ids)
+    if request.param == "padded":
+        for row, blank in enumerate((0, 3, 11, 1, 7)):
+            ids[row, :blank], mask[row, :blank] = 0, 0
+    return ids, mask
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Counts the steps that were taken here and not in transformers."""
+    steps = []
+    step = State.step
+    monkeypatch.setattr(State, "step", lambda self, tokens: steps.append(1) or step(self, tokens))
+    return steps
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"do_sample": True, "temperature": 0.7, "top_p": 0.8}, {"do_sample": True, "top_k": 5}, {"do_sample": True}],
+    ids=["greedy", "top-p", "top-k", "default-sampling"],
+)  # fmt: skip
+def test_same_tokens_as_transformers(model, prompts, own, options):
+    ids, mask = prompts
+    torch.manual_seed(7)
+    wanted = model.generate(ids, attention_mask=mask, max_new_tokens=90, **options)
+    torch.manual_seed(7)
+    found = generate(model, ids, mask, max_new_tokens=90, **options)
+    # 90 new tokens: keys and values have grown twice.
+    assert torch.equal(found, wanted)
+    assert len(own) == 89
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_each_step(model, prompts, dtype):
+    ids, mask = prompts
+    model = model.to(dtype)
+    text = torch.cat((ids, torch.randint(4, 190, (len(ids), 70))), 1)
+    whole = torch.cat((mask, torch.ones(len(ids), 70, dtype=mask.dtype)), 1)
+    with torch.no_grad():
+        positions = (whole.cumsum(1) - 1).clamp(min=0)
+        wanted = model(text, attention_mask=whole, position_ids=positions).logits
+        state = State(model, read(model), mask)
+        found = [state.read(ids), *(state.step(tokens) for tokens in text[:, ids.shape[1] :].T)]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert relative_error(torch.stack(found, 1), wanted[:, ids.shape[1] - 1 :]) < tolerance
+
+
+def test_ends(model, prompts, own):
+    ids, mask = prompts
+    free = generate(model, ids, mask, max_new_tokens=30)[:, ids.shape[1] :]
+    ends = [int(free[0, 4]), int(free[1, 9])]
+    options = {"max_new_tokens": 30, "eos_token_id": ends, "pad_token_id": 0}
+    assert torch.equal(generate(model, ids, mask, **options), model.generate(ids, attention_mask=mask, **options))
+    own.clear()
+    short = generate(model, ids[:1], mask[:1], max_new_tokens=30, eos_token_id=ends[0], pad_token_id=0)
+    assert short.shape[1] <= ids.shape[1] + 5 and len(own) == short.shape[1] - ids.shape[1] - 1
+
+
+def test_prompts_longer_than_the_window(prompts, own):
+    torch.manual_seed(5)
+    model = gemma().eval()
+    ids = torch.randint(4, 190, (2, 40))
+    mask = torch.ones_like(ids)
+    wanted = model.generate(ids, attention_mask=mask, max_new_tokens=20)
+    assert torch.equal(generate(model, ids, mask, max_new_tokens=20), wanted)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"use_cache": False}, {"repetition_penalty": 1.3}])
+def test_what_is_not_known_here_is_left_to_transformers(model, prompts, own, options):
+    ids, mask = prompts
+    wanted = model.generate(ids, attention_mask=mask, max_new_tokens=6, **options)
+    assert torch.equal(generate(model, ids, mask, max_new_tokens=6, **options), wanted)
+    assert not own
+
+
+@pytest.mark.parametrize("case", ["training", "other-model", "padded-behind", "hooks"])
+def test_models_that_are_not_known(model, case, own, monkeypatch):
+    ids = torch.randint(4, 190, (2, 6))
+    mask = torch.ones_like(ids)
+    if case == "training":
+        model.train()
+    elif case == "other-model":
+        model.config.model_type = "llama"
+    elif case == "padded-behind":
+        mask[0, 5] = 0
+    else:
+        model.model.layers[0]._hf_hook = object()
+    called = []
+    monkeypatch.setattr(type(model), "generate", lambda self, *a, **k: called.append(k) or ids)
+    assert generate(model, ids, mask, max_new_tokens=3) is ids
+    assert called and not own
+
+
+def test_softcapped_gemma_is_left_to_transformers():
+    model = gemma().eval()
+    assert read(model) is not None
+    model.config.final_logit_softcapping = 30.0
+    assert read(model) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [64, 192, 100])
+def test_argmax(dtype, width):
+    torch.manual_seed(0)
+    scores = torch.randint(-3, 4, (50, width)).to(dtype)
+    first = (scores == scores.amax(1, keepdim=True)).int().argmax(1)
+    assert torch.equal(argmax(scores), first)
+
+
+def test_one_token_takes_no_step(model, prompts, own):
+    ids, mask = prompts
+    assert torch.equal(
+        generate(model, ids, mask, max_new_tokens=1), model.generate(ids, attention_mask=mask, max_new_tokens=1)
+    )
+    assert not own
+
+
+def test_the_model_is_left_as_it_was(model, prompts):
+    ids, mask = prompts
+    before = model.generation_config.to_dict()
+    generate(model, ids, mask, max_new_tokens=3, do_sample=True, temperature=0.5)
+    assert model.generation_config.to_dict() == before
