@@ -18,7 +18,7 @@ LAYERS = (
     ("specmoe.experts", "specmoe.routing"),
     ("specmoe.training",),
     ("specmoe.offload",),
-    ("specmoe.transformer", "specmoe.speculation", "specmoe.notation"),
+    ("specmoe.transformer", "specmoe.speculation", "specmoe.notation", "specmoe.decoding"),
     ("moe_kernels.integrations",),
     ("moe_kernels.quantized",),
     ("moe_kernels.layer", "moe_kernels.testing"),
