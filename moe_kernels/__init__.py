@@ -8,7 +8,6 @@ from moe_kernels.ops.fused_experts import fused_experts
 from moe_kernels.ops.grouped_lora import grouped_lora, grouped_lora_
 from moe_kernels.ops.grouped_mm import grouped_mm
 from moe_kernels.ops.permute import permute
-from moe_kernels.ops.prepared_lora import PreparedLora
 from moe_kernels.ops.route import RoutingPlan, route
 from moe_kernels.ops.topk_gating import TopKGating, topk_gating
 from moe_kernels.ops.unpermute import unpermute
@@ -22,7 +21,6 @@ pages.ask_for_huge_pages()
 __all__ = [
     "BackendUnavailable",
     "MoELayer",
-    "PreparedLora",
     "RouterOutput",
     "RoutingPlan",
     "TopKGating",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_kernels import PreparedLora, grouped_lora_
+from moe_kernels import grouped_lora_
 from moe_kernels.ops import prepared_lora as module
+from moe_kernels.ops.prepared_lora import PreparedLora
 
 N, H, O, G, R = 12, 24, 40, 5, 8
 

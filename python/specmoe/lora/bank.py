@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_kernels import PreparedLora, grouped_lora, grouped_lora_
+from moe_kernels import grouped_lora, grouped_lora_
+from moe_kernels.ops.prepared_lora import PreparedLora
 
 from .adapters import Adapter
 from .choices import ArrowChoice, Choice, RowChoice, RowsChoice, prototype
