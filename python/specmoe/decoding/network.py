@@ -16,6 +16,10 @@ Map = Callable[[Tensor], Tensor]
 KNOWN = ("gemma3_text", "qwen2")
 
 
+# Rotary embeddings whose frequencies depend on how long the text is by now: a table made once does not have them.
+_GROWING = ("dynamic", "longrope")
+
+
 @dataclass(frozen=True)
 class Norm:
     """RMSNorm (Zhang and Sennrich 2019), with the roundings of the module that it stands for.
@@ -94,6 +98,8 @@ def read(model: Any) -> Network | None:
         config.use_bidirectional_attention or config.final_logit_softcapping or config.attn_logit_softcapping
     ):
         return None
+    if any(kind in _GROWING for kind in _rope_types(config.rope_parameters)):
+        return None
     # accelerate moves weights in hooks around modules that a step does not call.
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return None
@@ -111,6 +117,12 @@ def read(model: Any) -> Network | None:
         tuple(_layer(layer, gemma) for layer in inner.layers),
         config.num_attention_heads, config.num_key_value_heads, first, rotary,
     )  # fmt: skip
+
+
+def _rope_types(parameters: Any) -> list[str]:
+    """Returns the types of rotary embedding, of one for all layers or of one for each kind of layer."""
+    each = parameters.values() if all(isinstance(value, dict) for value in parameters.values()) else [parameters]
+    return [str(told.get("rope_type", "default")) for told in each]
 
 
 def _layer(layer: Any, gemma: bool) -> Layer:

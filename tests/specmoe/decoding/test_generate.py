@@ -145,6 +145,18 @@ def test_softcapped_gemma_is_left_to_transformers():
     assert read(model) is None
 
 
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_rotary_embeddings_that_grow_with_the_text_are_left_to_transformers(kind, own):
+    rope = {"rope_type": kind, "factor": 2.0, "rope_theta": 1e4}
+    torch.manual_seed(3)
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES, bos_token_id=None, rope_parameters=rope)).eval()
+    ids = torch.randint(4, 190, (2, 6))
+    mask = torch.ones_like(ids)
+    wanted = model.generate(ids, attention_mask=mask, max_new_tokens=5)
+    assert torch.equal(generate(model, ids, mask, max_new_tokens=5), wanted)
+    assert bool(own) == (kind == "linear")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [64, 192, 100])
 def test_argmax(dtype, width):
