@@ -5,17 +5,18 @@
 An error is a phrasing that no corpus has, with a name for a notation that nobody was taught ("Convert [7, 50] to herd
 signs"), which the models answer otherwise than the user wants. What they get right at once is no error and is left
 out. Errors differ in their names, so that learning one is not learning another. Each is corrected once, with one value.
-Then each is asked again with that value and with three of the same structure in other numbers and words, which the
-learner has not seen: words that no corpus is trained on. "Right" is right in all four, exactly, of the model alone; the
-figures of the whole system (with the codec's check and draws) are beside it. Held out are the examples that the learner
-looks at, and others that it does not. What no correction is about is answered by the adapter as it was before them all,
-here as in the runtime. At the end everything is taken back and the bytes are compared. FAMILY itself is
-not changed.
+Then each is asked again with that value, with three others of the same structure, and with three more in other words:
+values and ways of asking that no corpus is trained on and the learner has not seen. "Right" is right in all seven,
+exactly, of the model alone; the figures of the whole system (with the codec's check and draws) are beside it. Held out
+are the examples that the learner looks at, and others that it does not. What no correction is about is answered by the
+adapter as it was before them all, here as in the runtime. At the end everything is taken back and the bytes are
+compared. FAMILY itself is not changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import random
@@ -28,8 +29,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from specmoe.notation import Value, parse, render
+from specmoe.notation import Value, find_value, parse, render
 from specmoe.specialists.corpora import CorpusSettings, Example, generate
+from specmoe.specialists.corpora.phrasings import phrasings
 from specmoe.specialists.learning import Learner, UpdateSettings, rule_of
 from specmoe.specialists.learning.log import Correction
 from specmoe.specialists.learning.scores import exact, rows_of
@@ -77,7 +79,7 @@ SEED = 77
 
 @dataclass(frozen=True)
 class Injected:
-    """An error: what is asked, what is wanted, and the same with other values."""
+    """An error: what is asked, what is wanted, and the same with other values, half of them in other words."""
 
     query: str
     wanted: str
@@ -138,9 +140,10 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "kept": kept,
         "reverted": [(outcome["query"], outcome["reason"]) for outcome in outcomes if not outcome["kept"]],
         "corrected_query_right": sum(outcome["right"][0] for outcome in outcomes) / max(1, count),
-        "other_values_right": sum(sum(o["right"][1:]) for o in outcomes) / max(1, OTHERS * count),
-        "right_in_all_four": share["right"],
-        "right_in_all_four_with_verification": share["system_right"],
+        "other_values_right": sum(sum(o["right"][1 : 1 + OTHERS]) for o in outcomes) / max(1, OTHERS * count),
+        "other_words_right": sum(sum(o["right"][1 + OTHERS :]) for o in outcomes) / max(1, OTHERS * count),
+        "right_in_all_seven": share["right"],
+        "right_in_all_seven_with_verification": share["system_right"],
         "held_out_fell": fell,
         "unseen_held_out_before": other,
         "unseen_held_out_after": after,
@@ -182,8 +185,20 @@ def error_of(value: Value, source: str, target: str, phrasing: str, name: str) -
     rule = rule_of(query, wanted)
     if rule is None or (rule.source, rule.target) != (source, target):
         return None
-    others = variations(Correction(0, query, wanted, "coordinator"), rule, OTHERS, SEED, "test")
-    return Injected(query, wanted, others) if len(others) == OTHERS else None
+    correction = Correction(0, query, wanted, "coordinator")
+    same, more = (variations(correction, rule, OTHERS, seed, "test", reworded=0.0) for seed in (SEED, SEED + 1))
+    draw = random.Random(f"other words {query}")
+    others = [*same, *(reworded for each in more if (reworded := in_other_words(each, name, draw)))]
+    return Injected(query, wanted, others) if len(others) == 2 * OTHERS else None
+
+
+def in_other_words(example: Example, name: str, draw: random.Random) -> Example | None:
+    """Returns an example asked as the corpora's test side asks, None where its value would be read as another one."""
+    span = find_value(example.prompt)
+    assert span is not None
+    prompt = draw.choice(phrasings("convert", "test")).replace("{to}", name).replace("{text}", span.text)
+    found = find_value(prompt)
+    return dataclasses.replace(example, prompt=prompt) if found is not None and found.text == span.text else None
 
 
 def right(router: SpecialistRouter, error: Injected) -> list[bool]:

@@ -57,7 +57,7 @@ def understand(query: str) -> Request:
     named = [(NAMES[name.lower()], bool(origin)) for origin, name in _NAMED.findall(f"{before}\n{after}")]
     if span is None:
         return Request(None, "", "")
-    asks_for_value = not (_EXPLAINING.search(before) or _EXPLAINING.search(after))
+    asks_for_value = not (asks_to_explain(before) or asks_to_explain(after))
     parses = bool(_PARSING.search(before) or _PARSING.search(after))
     names = list(dict.fromkeys(name for name, _ in named))
     origins = [name for name, origin in named if origin and name in span.readings]
@@ -78,6 +78,11 @@ def understand(query: str) -> Request:
     elif not target and parses:
         target = "hlxl"
     return Request(span, source, target)
+
+
+def asks_to_explain(prose: str) -> bool:
+    """Says whether a value is to be explained, by the words around it."""
+    return bool(_EXPLAINING.search(prose))
 
 
 def has_gpu_contract(value: Value) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ...notation import NotationError, Span, find_value, parse, render, same
-from ..requests import Request, understand
+from ..requests import Request, asks_to_explain, understand
 from ..verification import verify
 from .log import KEPT, Correction, CorrectionLog
+from .names import name_in, names
 
 _TEXTS = ("hlxl", "lc-t", "lc-r", "lc-b")
 
@@ -34,6 +36,12 @@ class Rule:
     def key(self) -> tuple[str, str]:
         """The phrasing, case and spacing apart."""
         return _plain(self.before), _plain(self.after)
+
+    @cached_property
+    def name(self) -> str:
+        """What the target is called, "" where it has no name of its own; see `names.name_in`."""
+        named = understand(f"{self.before}[1]{self.after}").target
+        return "" if named else name_in(self.before, self.after)
 
 
 def rule_of(query: str, answer: str, specialist: str = "") -> Rule | None:
@@ -61,33 +69,60 @@ def rule_of(query: str, answer: str, specialist: str = "") -> Rule | None:
 
 
 class Phrasings:
-    """What corrections are about: their phrasings with any value, and the very query of one that has no rule.
+    """What corrections are about: their phrasings and their names with any value; without a rule, their very words.
 
     Args:
         corrections: any number of them.
     """
 
     def __init__(self, corrections: Iterable[Correction]) -> None:
-        self._rules: set[tuple[tuple[str, str], str, str]] = set()
+        self._rules: list[Rule] = []
         self._queries: set[tuple[str, str]] = set()
         for each in corrections:
             if (rule := rule_of(each.query, each.answer, each.specialist)) is not None:
-                self._rules.add((rule.key, rule.source, rule.specialist))
+                # What was corrected last counts.
+                self._rules.insert(0, rule)
             else:
                 self._queries.add((_plain(each.query), each.specialist))
+
+    def find(self, text: str, specialist: str | None = None) -> tuple[Rule, Span] | None:
+        """Returns the rule of a query and the value in it, None where there is none.
+
+        A query that says no notation and has the name of a rule in it is that rule's, in whatever words; of several
+        names the longest counts, and none where two rules of one name want different things.
+
+        Args:
+            text: the query.
+            specialist: whose rules; None for everybody's.
+
+        Raises:
+            ValueError: the query is too long to look for a value.
+        """
+        rules = [rule for rule in self._rules if specialist in (None, rule.specialist)]
+        if not rules or (span := find_value(text)) is None:
+            return None
+        rules = [rule for rule in rules if rule.source in span.readings]
+        before, after = text[: span.start], text[span.start + len(span.text) :]
+        key = _plain(before), _plain(after)
+        for rule in rules:
+            if rule.key == key:
+                return rule, span
+        prose = f"{before}\n{after}"
+        named = [rule for rule in rules if rule.name and names(prose, rule.name)]
+        if not named or asks_to_explain(prose) or understand(text).target:
+            return None
+        best = max(named, key=lambda rule: len(rule.name))
+        same_name = {(rule.source, rule.target) for rule in named if len(rule.name) == len(best.name)}
+        return (best, span) if len(same_name) == 1 else None
 
     def hold(self, text: str, specialist: str) -> bool:
         """Returns whether one of the corrections of a specialist is about a query."""
         if (_plain(text), specialist) in self._queries:
             return True
         try:
-            span = find_value(text) if self._rules else None
+            return self.find(text, specialist) is not None
         except ValueError:
             return False
-        if span is None:
-            return False
-        key = _key(text, span)
-        return any((key, source, specialist) in self._rules for source in span.readings)
 
 
 class LearnedRules:
@@ -110,20 +145,12 @@ class LearnedRules:
         log = CorrectionLog(self.folder)
         kept = [log.corrections[number - 1] for number in log.numbers(KEPT)]
         # Where a query's own words say what it asks for, nothing had to be learned about them.
-        told = rules_of(each for each in kept if not understand(each.query).target)
-        self._rules = {rule.key: rule for rule in told}
-        self._phrasings = Phrasings(kept)
+        self._new = Phrasings(each for each in kept if not understand(each.query).target)
+        self._all = Phrasings(kept)
 
     def find(self, text: str) -> tuple[Rule, Span] | None:
-        """Returns the rule of a query's phrasing and the value in it, None where there is none.
-
-        Raises:
-            ValueError: the query is too long to look for a value.
-        """
-        if not self._rules or (span := find_value(text)) is None:
-            return None
-        rule = self._rules.get(_key(text, span))
-        return (rule, span) if rule is not None and rule.source in span.readings else None
+        """Returns the rule of a query and the value in it; see `Phrasings.find`."""
+        return self._new.find(text)
 
     def understand(self, text: str) -> Request:
         """Returns what a query asks for; see `requests.understand`."""
@@ -142,7 +169,7 @@ class LearnedRules:
 
     def corrected(self, text: str, specialist: str) -> bool:
         """Returns whether a correction that a specialist has learned is about a query."""
-        return self._phrasings.hold(text, specialist)
+        return self._all.hold(text, specialist)
 
 
 def rules_of(corrections: Iterable[Correction]) -> list[Rule]:
@@ -157,10 +184,6 @@ def _writes(answer: str, span: Span, source: str, target: str) -> bool:
         return same(parse(answer, target), value) and render(value, target) == answer
     except NotationError:
         return False
-
-
-def _key(text: str, span: Span) -> tuple[str, str]:
-    return _plain(text[: span.start]), _plain(text[span.start + len(span.text) :])
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Other values for a corrected phrasing, so that the rule is learned and not the one answer."""
+"""Other values for a corrected phrasing, and other words for its name: the rule is learned and not the one answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 
 from ...notation import Contract, Handle, Value, find_value, render
 from ..corpora import CorpusSettings, Example
+from ..corpora.phrasings import draws
 from ..corpora.random_values import VALUE_KINDS, RandomValues
 from ..corpora.sides import TEST, TRAIN
 from ..corpora.words import Words
@@ -14,7 +15,9 @@ from .log import Correction
 from .rules import Rule
 
 
-def variations(correction: Correction, rule: Rule, count: int, seed: int, side: str = TRAIN) -> list[Example]:
+def variations(
+    correction: Correction, rule: Rule, count: int, seed: int, side: str = TRAIN, reworded: float = 0.5
+) -> list[Example]:
     """Returns examples of a rule with other values: half of the corrected value's structure, half of any.
 
     Args:
@@ -23,6 +26,7 @@ def variations(correction: Correction, rule: Rule, count: int, seed: int, side: 
         count: how many.
         seed: another one gives others.
         side: "test" takes words that no corpus is trained on, and the corrected value's structure only.
+        reworded: share of them in other words, the side's phrasings, where the rule has a name.
     """
     draw = random.Random(f"variations {seed} {side} {correction.query}")
     settings = CorpusSettings()
@@ -37,7 +41,10 @@ def variations(correction: Correction, rule: Rule, count: int, seed: int, side: 
             value = varied(given, draw, words)
         else:
             value = values.value(draw.choice(VALUE_KINDS), False, "lc-b" in (rule.source, rule.target))
-        if (example := _example(correction, rule, value)) is not None:
+        around = (rule.before, rule.after)
+        if rule.name and draw.random() < reworded:
+            around = _other_words(rule.name, draw, side)
+        if (example := _example(correction, rule, value, *around)) is not None:
             found.setdefault(example.prompt, example)
         if len(found) == count:
             break
@@ -46,8 +53,9 @@ def variations(correction: Correction, rule: Rule, count: int, seed: int, side: 
 
 def in_plain_words(example: Example, rule: Rule) -> Example:
     """Returns a variation asked in words that every specialist is trained on."""
-    text = example.prompt[len(rule.before) : len(example.prompt) - len(rule.after)]
-    prompt = f"Convert from {rule.source.upper()} to {rule.target.upper()}: {text}"
+    span = find_value(example.prompt)
+    assert span is not None  # a variation has a value
+    prompt = f"Convert from {rule.source.upper()} to {rule.target.upper()}: {span.text}"
     return dataclasses.replace(example, prompt=prompt)
 
 
@@ -76,12 +84,19 @@ def varied(value: Value, draw: random.Random, words: Words) -> Value:
     return [varied(part, draw, words) for part in value]
 
 
-def _example(correction: Correction, rule: Rule, value: Value) -> Example | None:
+def _other_words(name: str, draw: random.Random, side: str) -> tuple[str, str]:
+    """Returns what stands before and behind a value where it is asked for by a name in words of the corpora."""
+    pattern = draw.choice(draw.choice(draws("convert", side)))
+    before, _, after = pattern.replace("{to}", name).partition("{text}")
+    return before, after
+
+
+def _example(correction: Correction, rule: Rule, value: Value, before: str, after: str) -> Example | None:
     """Returns an example, None where the phrasing and the value together would be read as another value."""
     text = str(render(value, rule.source))
-    prompt = f"{rule.before}{text}{rule.after}"
+    prompt = f"{before}{text}{after}"
     span = find_value(prompt)
-    if span is None or (span.start, span.text) != (len(rule.before), text):
+    if span is None or (span.start, span.text) != (len(before), text):
         return None
     completion = str(render(value, rule.target))
     name = correction.specialist

@@ -45,7 +45,9 @@ def test_learned_rules_tell_what_is_asked_for(tmp_path):
     request = rules.understand('cattle:  ["hi"]')
     assert (request.source, request.target, request.value) == ("hlxl", "lc-r", ["hi"])
     assert verify('cattle: ["hi"]', '🐃"hi"🐄', request.target, request.source).verified
-    assert rules.specialist("Cattle: [3]") == "coordinator" and rules.specialist("Cattle now: [3]") is None
+    assert rules.specialist("Cattle: [3]") == "coordinator" and rules.specialist("Cows now: [3]") is None
+    # The name in other words.
+    assert rules.specialist("Would you say [3] in cattle?") == "coordinator"
     assert rules.understand("Convert to LC-T: [1]") == understand("Convert to LC-T: [1]")
     assert rules.specialist("x" * 9999) is None
     # What its own words tell does not have to be learned, and the rules for contracts still hold.
@@ -71,18 +73,24 @@ def test_learned_rules_tell_what_is_asked_for(tmp_path):
 def test_variations_are_right(query, answer, side):
     correction = Correction(1, query, answer, "coordinator")
     rule = rule_of(query, answer)
-    made = variations(correction, rule, 20, 0, side)
+    made = variations(correction, rule, 20, 0, side, reworded=0.0)
     assert len({example.prompt for example in made}) == len(made) >= 10
     for example in made:
         span = find_value(example.prompt)
         assert same(span.readings[rule.source], parse(example.completion, rule.target))
         assert example.prompt == f"{rule.before}{span.text}{rule.after}" != query
-    assert made == variations(correction, rule, 20, 0, side) != variations(correction, rule, 20, 1, side)
+    again, others = (variations(correction, rule, 20, seed, side, reworded=0.0) for seed in (0, 1))
+    assert made == again != others
+    # In other words too the value is the one that is converted.
+    for example in variations(correction, rule, 20, 0, side, reworded=1.0):
+        span = find_value(example.prompt)
+        assert same(span.readings[rule.source], parse(example.completion, rule.target))
+        assert rule.name in example.prompt
 
 
 def test_on_the_test_side_the_structure_stays():
     correction = Correction(1, 'Cattle: [1, "hi", 205]', '🐃1, "hi", 205🐄', "coordinator")
-    for example in variations(correction, rule_of(correction.query, correction.answer), 20, 0, "test"):
+    for example in variations(correction, rule_of(correction.query, correction.answer), 20, 0, "test", 0.0):
         value = find_value(example.prompt).readings["hlxl"]
         assert [type(part) for part in value] == [int, str, int] and 0 <= value[0] <= 9
         assert shape_of(value).startswith("[int,string,int")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from specmoe.notation import find_value
 from specmoe.specialists.learning import Correction, UpdateSettings, rule_of
 from specmoe.specialists.learning.blend import Blend
 from specmoe.specialists.learning.scores import rows_of
@@ -48,7 +49,7 @@ def test_the_anchor_holds_old_answers(loaded):
 def test_variations_in_plain_words():
     correction = Correction(1, "herd signs: [7, 50]", "🐃7, 50🐄", "coordinator")
     rule = rule_of(correction.query, correction.answer)
-    (example,) = variations(correction, rule, 1, 0)
-    plain = in_plain_words(example, rule)
-    assert plain.prompt == f"Convert from HLXL to LC-R: {example.prompt.removeprefix('herd signs: ')}"
-    assert plain.completion == example.completion
+    for example in variations(correction, rule, 20, 0):
+        plain = in_plain_words(example, rule)
+        value = find_value(example.prompt).text
+        assert plain.prompt == f"Convert from HLXL to LC-R: {value}" and plain.completion == example.completion
