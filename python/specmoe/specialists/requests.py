@@ -80,6 +80,11 @@ def understand(query: str) -> Request:
     return Request(span, source, target)
 
 
+def in_plain_words(text: str, source: str, target: str) -> str:
+    """Returns a query for a conversion as every specialist is trained on it."""
+    return f"Convert from {source.upper()} to {target.upper()}: {text}"
+
+
 def asks_to_explain(prose: str) -> bool:
     """Says whether a value is to be explained, by the words around it."""
     return bool(_EXPLAINING.search(prose))

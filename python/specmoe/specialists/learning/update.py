@@ -46,12 +46,12 @@ class UpdateSettings:
     check_every: int = 10
     new: int = 8
     old: int = 10
-    anchor: float = 16.0
-    learning_rate: float = 5e-4
+    anchor: float = 1.0
+    learning_rate: float = 1e-3
     grad_clip: float = 1.0
     examples: int = 48
-    checks: int = 8
-    share: float = 0.75
+    checks: int = 16
+    share: float = 0.9
     blends: tuple[float, ...] = (0.75, 0.5, 0.35)
     held_out: int = 200
     replay: int = 2000

@@ -6,6 +6,7 @@ import dataclasses
 import random
 
 from ...notation import Contract, Handle, Value, find_value, render
+from .. import requests
 from ..corpora import CorpusSettings, Example
 from ..corpora.phrasings import draws
 from ..corpora.random_values import VALUE_KINDS, RandomValues
@@ -55,8 +56,7 @@ def in_plain_words(example: Example, rule: Rule) -> Example:
     """Returns a variation asked in words that every specialist is trained on."""
     span = find_value(example.prompt)
     assert span is not None  # a variation has a value
-    prompt = f"Convert from {rule.source.upper()} to {rule.target.upper()}: {span.text}"
-    return dataclasses.replace(example, prompt=prompt)
+    return dataclasses.replace(example, prompt=requests.in_plain_words(span.text, rule.source, rule.target))
 
 
 def varied(value: Value, draw: random.Random, words: Words) -> Value:

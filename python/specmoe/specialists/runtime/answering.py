@@ -9,7 +9,7 @@ from typing import TypeAlias
 from ...notation.search import MAX_LENGTH
 from ...routing import Route
 from ..corpora import SPECIALISTS
-from ..requests import Request, understand
+from ..requests import Request, in_plain_words, understand
 from ..verification import verify
 from .answer import Answer, Attempt
 from .members import COORDINATOR
@@ -144,9 +144,15 @@ def _checked(text: str, route: Route, request: Request, names: list[str], policy
     # Where the router is unsure, its two likeliest are asked before either has to try again.
     together = names[:2] if route.confidence < policy.sure else names[:1]
     rounds = [[Ask(name, text) for name in together]]
+    # What a correction calls a notation means the same as the notation's own name, which the models know better.
+    plain = ""
+    if request.span is not None and understand(text).target != request.target:
+        plain = in_plain_words(request.span.text, request.source, request.target)
     for name in names:
         if name not in together:
             rounds.append([Ask(name, text)])
+        if plain:
+            rounds.append([Ask(name, plain)])
         if policy.samples:
             rounds.append([Ask(name, text, draw) for draw in range(1, policy.samples + 1)])
     for asks in rounds:

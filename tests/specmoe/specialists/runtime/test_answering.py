@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from specmoe.notation import find_value
 from specmoe.routing import Route
+from specmoe.specialists.requests import Request
 from specmoe.specialists.routing import RuleRouter
 from specmoe.specialists.runtime import Policy, Reply, answer_all
 
@@ -134,3 +136,24 @@ def test_queries_of_a_batch_are_asked_together():
 def test_policies_are_checked(wrong):
     with pytest.raises(ValueError, match=f"policy: {next(iter(wrong))}: expected"):
         Policy(**wrong)
+
+
+def test_a_learned_name_is_also_asked_for_in_plain_words():
+    asked = []
+
+    def ask(asks):
+        asked.extend(asks)
+        return [Reply("🐃1, 2🐄" if each.text == "Convert from HLXL to LC-R: [1, 2]" else "cow") for each in asks]
+
+    def understood(text):
+        return Request(find_value(text), "hlxl", "lc-r")
+
+    route = Route("runic", 1.0, {"runic": 1.0}, ())
+    text = "herd signs: [1, 2]"
+    (answer,) = answer_all([text], [route], ("coordinator", "runic"), ask, Policy(), understood)
+    assert (answer.text, answer.verified, len(answer.attempts)) == ("🐃1, 2🐄", True, 2)
+    assert [each.text for each in asked] == [text, "Convert from HLXL to LC-R: [1, 2]"]
+    # Where the query says it, it is asked as it stands.
+    asked.clear()
+    (answer,) = answer_all(["LC-R: [1, 2]"], [route], ("coordinator", "runic"), ask, Policy(samples=0), understood)
+    assert answer.abstained and {each.text for each in asked} == {"LC-R: [1, 2]"}
