@@ -14,8 +14,6 @@ Map = Callable[[Tensor], Tensor]
 
 # By `config.model_type`; both are tested against transformers' own forward.
 KNOWN = ("gemma3_text", "qwen2")
-
-
 # Rotary embeddings whose frequencies depend on how long the text is by now: a table made once does not have them.
 _GROWING = ("dynamic", "longrope")
 
@@ -103,8 +101,7 @@ def read(model: Any) -> Network | None:
     # accelerate moves weights in hooks around modules that a step does not call.
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return None
-    inner, attention = model.model, model.model.layers[0].self_attn
-    first = attention.head_dim
+    inner = model.model
     like = torch.empty(0, dtype=model.dtype, device=model.device)
 
     def rotary(positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
@@ -115,7 +112,7 @@ def read(model: Any) -> Network | None:
     return Network(
         inner.embed_tokens, _norm(inner.norm, gemma), model.lm_head,
         tuple(_layer(layer, gemma) for layer in inner.layers),
-        config.num_attention_heads, config.num_key_value_heads, first, rotary,
+        config.num_attention_heads, config.num_key_value_heads, inner.layers[0].self_attn.head_dim, rotary,
     )  # fmt: skip
 
 

@@ -22,11 +22,13 @@ class Request:
         span: the value in it, None where there is none.
         source: the value's notation, "" without a value.
         target: the notation that is asked for, "" where none is.
+        learned: whether a correction tells what is asked for, and not the query's own words.
     """
 
     span: Span | None
     source: str
     target: str
+    learned: bool = False
 
     @property
     def value(self) -> Value:

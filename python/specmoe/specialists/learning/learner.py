@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..training.settings import OFFLINE
 from .alone import alone
 from .blend import Blend
 from .log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
-from .original import original_folder
+from .original import original_folder, original_name
 from .rules import Phrasings, Rule, rule_of
 from .scores import HeldOut, exact, rows_of
 from .update import Rows, UpdateSettings, update
@@ -183,8 +183,8 @@ class Learner:
                     keep_version(self._adapter(name), correction.number)
                     replace_weights(self._adapter(name), loaded.bank.adapter(name))
                     after = [loaded.bank.adapter(name)]
-                    if (original := _original(loaded.names, name)) is not None:
-                        after.append(dataclasses.replace(before, name=original))
+                    if original_name(name) not in loaded.names:
+                        after.append(dataclasses.replace(before, name=original_name(name)))
             finally:
                 loaded.change(add=after)
         if outcome.kept:
@@ -318,11 +318,3 @@ class Learner:
         place = self.router.residents.members[name].adapter
         assert place is not None  # checked when the correction came
         return place
-
-
-def _original(names: Sequence[str], name: str) -> str | None:
-    """Returns what the adapter before its corrections is to be called; None where it is there already."""
-    from ..runtime.loaded import original_name
-
-    wanted = original_name(name)
-    return None if wanted in names else wanted

@@ -8,6 +8,11 @@ from .log import KEPT, CorrectionLog
 from .versions import version_folder, weights_digest
 
 
+def original_name(name: str) -> str:
+    """Returns what a specialist's adapter is called as it was before its corrections."""
+    return f"{name} before its corrections"
+
+
 def original_folder(adapter: Path) -> Path | None:
     """Returns where an adapter is as it was before its first correction; None where it has learned none.
 

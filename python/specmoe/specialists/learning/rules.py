@@ -157,7 +157,7 @@ class LearnedRules:
         if (found := self.find(text)) is None:
             return understand(text)
         rule, span = found
-        return Request(span, rule.source, rule.target)
+        return Request(span, rule.source, rule.target, learned=True)
 
     def specialist(self, text: str) -> str | None:
         """Returns who has learned a query's phrasing, None where nobody has."""

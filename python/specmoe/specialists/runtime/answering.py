@@ -146,7 +146,7 @@ def _checked(text: str, route: Route, request: Request, names: list[str], policy
     rounds = [[Ask(name, text) for name in together]]
     # What a correction calls a notation means the same as the notation's own name, which the models know better.
     plain = ""
-    if request.span is not None and understand(text).target != request.target:
+    if request.learned and request.span is not None:
         plain = in_plain_words(request.span.text, request.source, request.target)
     for name in names:
         if name not in together:

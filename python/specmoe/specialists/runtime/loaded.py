@@ -9,11 +9,7 @@ from contextlib import contextmanager
 from ...lora.adapters import Adapter
 from ...lora.bank import AdapterBank
 from ...lora.base import Base
-
-
-def original_name(name: str) -> str:
-    """Returns what a specialist's adapter is called as it was before its corrections."""
-    return f"{name} before its corrections"
+from ..learning.original import original_name
 
 
 class Loaded:

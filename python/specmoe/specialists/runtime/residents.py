@@ -14,8 +14,8 @@ from ...lora.adapters import read_adapter
 from ...lora.base import Base
 from ...offload.budget import format_bytes
 from ..bases import load_quantized
-from ..learning.original import original_folder
-from .loaded import Loaded, original_name
+from ..learning.original import original_folder, original_name
+from .loaded import Loaded
 from .members import COORDINATOR, Member
 from .memory import give_back
 

@@ -10,11 +10,11 @@ import torch
 
 from specmoe.specialists.learning import Learner, UpdateSettings
 from specmoe.specialists.learning.log import KEPT, REVERTED, UNDONE, WAITING, Correction, CorrectionLog
-from specmoe.specialists.learning.original import original_folder
+from specmoe.specialists.learning.original import original_folder, original_name
 from specmoe.specialists.learning.scores import exact, rows_of
 from specmoe.specialists.learning.versions import replace_weights, weights_digest
 from specmoe.specialists.runtime import Policy, SpecialistRouter
-from specmoe.specialists.runtime.loaded import Loaded, original_name
+from specmoe.specialists.runtime.loaded import Loaded
 from specmoe.training.data import Record
 
 QUICK = UpdateSettings(

@@ -146,7 +146,7 @@ def test_a_learned_name_is_also_asked_for_in_plain_words():
         return [Reply("🐃1, 2🐄" if each.text == "Convert from HLXL to LC-R: [1, 2]" else "cow") for each in asks]
 
     def understood(text):
-        return Request(find_value(text), "hlxl", "lc-r")
+        return Request(find_value(text), "hlxl", "lc-r", learned=text != "LC-R: [1, 2]")
 
     route = Route("runic", 1.0, {"runic": 1.0}, ())
     text = "herd signs: [1, 2]"
