@@ -10,6 +10,7 @@
 #include "common/cpu_features.h"
 #include "common/error.h"
 #include "common/thread_pool.h"
+#include "cpu/decoding.h"
 #include "cpu/dispatch.h"
 #include "cpu/grouped_lora.h"
 #include "cpu/ops.h"
@@ -226,6 +227,28 @@ void bind_experts(py::module_& m) {
       Unlocked());
 }
 
+void bind_decoding(py::module_& m) {
+  m.def(
+      "rms_norm",
+      [](const TensorView& x, const TensorView& weight, float eps, bool rounds_first, const TensorView* base,
+         const TensorView& out, int threads) { moe::rms_norm(x, {weight, eps, rounds_first}, base, out, threads); },
+      Unlocked());
+  m.def(
+      "decode_attention",
+      [](const TensorView& q, const TensorView& k, const TensorView& v, const TensorView* q_norm,
+         const TensorView* k_norm, float eps, bool rounds_first, const TensorView& cos, const TensorView& sin,
+         const TensorView& positions, const TensorView& starts, const TensorView& keys, const TensorView& values,
+         int64_t column, int64_t window, float scale, const TensorView& out, int threads) {
+        const TensorView none;
+        const moe::NormWeight of_q{q_norm ? *q_norm : none, eps, rounds_first};
+        const moe::NormWeight of_k{k_norm ? *k_norm : none, eps, rounds_first};
+        moe::decode_attention({q, k, v, q_norm ? &of_q : nullptr, k_norm ? &of_k : nullptr, cos, sin, positions, starts,
+                               keys, values, column, window, scale},
+                              out, threads);
+      },
+      Unlocked());
+}
+
 void bind_rates(py::module_& m) {
   m.def("read_rate", &moe::read_rate, Unlocked(), "Bytes per second of reading a buffer once.");
   m.def("product_rate", &moe::product_rate, Unlocked(), "Operations per second of multiply-adds on registers.");
@@ -245,6 +268,7 @@ PYBIND11_MODULE(_C, m) {
   bind_grouped(m);
   bind_lora(m);
   bind_experts(m);
+  bind_decoding(m);
   bind_rates(m);
   bind_route_predictor(m);
   bind_memory(m);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/error.h"
+#include "cpu/decoding.h"
 #include "cpu/dispatch.h"
 #include "cpu/grouped_lora.h"
 #include "cpu/ops.h"
@@ -212,6 +213,29 @@ std::vector<Tensor> run_lora(DType dtype, int threads) {
   return {out, grad_x, grad_a, grad_b, grad_scaling};
 }
 
+// RMSNorm, and a new column between others of which some rows see only a part.
+std::vector<Tensor> run_decoding(DType dtype, int threads) {
+  constexpr int64_t B = 5, H = 6, N = 2, D = 32, C = 41, P = 9, COLUMN = 37;
+  std::mt19937 random(0);
+  Tensor q = normal({B, H * D}, dtype, random), k = normal({B, N * D}, dtype, random);
+  Tensor v = normal({B, N * D}, dtype, random), keys = normal({B, N, C, D}, dtype, random);
+  Tensor values = normal({B, N, C, D}, dtype, random), weight = normal({D}, DType::f32, random);
+  Tensor cos = normal({P, D}, DType::f32, random), sin = normal({P, D}, DType::f32, random);
+  Tensor positions({B}, DType::i64), starts({B}, DType::i64), out({B, H * D}, dtype), normalized({B * N, D}, dtype);
+  for (int64_t b = 0; b < B; ++b) {
+    positions.view.as<int64_t>()[b] = b * 2;
+    starts.view.as<int64_t>()[b] = b * COLUMN / (B - 1);
+  }
+  const NormWeight norm{weight.view, 1e-6f, true};
+  decode_attention({q.view, k.view, v.view, &norm, nullptr, cos.view, sin.view, positions.view, starts.view, keys.view,
+                    values.view, COLUMN, 33, 0.2f},
+                   out.view, threads);
+  TensorView rows = k.view;
+  rows.shape[0] = B * N, rows.shape[1] = rows.strides[0] = D;
+  rms_norm(rows, norm, &rows, normalized.view, threads);
+  return {out, keys, values, normalized};
+}
+
 bool same(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
   for (size_t i = 0; i < a.size(); ++i)
     if (a[i].bytes != b[i].bytes) return false;
@@ -261,6 +285,7 @@ int main(int count, char** arguments) {
         // With no tokens, means over them are not finite.
         if (!check(name(c), c.T > 0, [&](int threads) { return run(c, threads); })) return 1;
     }
+    if (!check("decoding", true, [&](int threads) { return run_decoding(dtype, threads); })) return 1;
     if (!check("lora", true, [&](int threads) { return run_lora(dtype, threads); })) return 1;
     for (int form = 0; form < 4; ++form) {
       const auto call = [&](int threads) {

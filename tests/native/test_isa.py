@@ -26,7 +26,11 @@ def _run(arguments: list[str], isa: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("isa", USABLE[1:])
 def test_kernels_on(isa):
     ops = ("test_batch_invariance.py", "test_quantized_batch_invariance.py", "test_grouped_lora.py")
-    tests = [str(HERE / "test_kernels.py"), *(str(HERE.parent / "ops" / name) for name in ops)]
+    tests = [
+        str(HERE / "test_kernels.py"),
+        str(HERE / "test_decoding.py"),
+        *(str(HERE.parent / "ops" / name) for name in ops),
+    ]
     # Of grouped_lora what has no rows: instruction sets take different ways there in the backward.
     which = "not test_grouped_lora or (cpu and N0)"
     done = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", which, *tests], isa)

@@ -240,6 +240,17 @@ struct Kernels {
   void (*pack_expand)(float* packed, const Operand& b, int64_t columns, int64_t rank);
   void (*expand)(const RowsOut& out, int64_t first, const float* h, int64_t ldh, int64_t count, const float* packed,
                  int64_t rank, int64_t columns);
+
+  // A step of decoding (attention.h), for rows of `count` or `size` values, a multiple of 16 (of 32 for `turn`).
+  // out = weight · x / √(mean x² + eps) (+ base); `rounds_first`: what is multiplied by weight is rounded to dtype.
+  void (*rms_norm)(char* out, const char* x, const char* base, DType dtype, const float* weight, float eps,
+                   bool rounds_first, int64_t count);
+  // x = x · cos + (halves of x exchanged) · sin.
+  void (*turn)(char* x, DType dtype, const float* cos, const float* sin, int64_t count);
+  // out(h) = Σ_c softmax(scale · queries(h) · keys(c)) · values(c) for h < heads and c < count. `scores` has space for
+  // `heads` rows of count, rounded up to whole vectors.
+  void (*attend)(char* out, const char* queries, DType dtype, int64_t heads, int64_t size, const char* keys,
+                 const char* values, int64_t count, float scale, float* scores);
 };
 
 }  // namespace moe

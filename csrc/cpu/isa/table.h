@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activation.h"
+#include "attention.h"
 #include "floats.h"
 #include "low_rank.h"
 #include "quantized.h"
@@ -69,7 +70,10 @@ constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
           own.shrink,
           EXPAND_COLUMNS,
           own.pack_expand,
-          own.expand};
+          own.expand,
+          rms_norm,
+          turn,
+          attend};
 }
 
 }  // namespace

@@ -130,7 +130,7 @@ def _offloaded(folder: Path, memory: str, store: Path | None, quantize: str | No
     from ..offload import offload, parse_bytes
     from ..offload.checkpoint import build_checkpoint_store
     from ..offload.engine.stores import default_store
-    from .store import progress_bar
+    from .progress import progress_bar
 
     parse_bytes(memory, argument="--memory")
     path = store or default_store(folder, quantize)

@@ -200,7 +200,7 @@ def _end_to_end(
     from ..offload.budget import format_bytes, parse_bytes
     from ..offload.engine.stores import default_store
     from ..offload.store import ExpertStore
-    from .store import progress_bar
+    from .progress import progress_bar
 
     path = store or default_store(model)
     if not path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,7 +67,7 @@ def _train_fused(kept: Any, given: dict[str, Any], output: Path) -> int:
     from ..speculation.fused.training import Progress
 
     def progress(p: Progress) -> None:
-        loss = f", epoch {p.epoch} of {p.epochs}, loss {p.loss:.4f}" if p.epoch else ""
+        loss = "" if math.isnan(p.loss) else f", epoch {p.epoch} of {p.epochs}, loss {p.loss:.4f}"
         typer.echo(f"{p.seconds:6.0f} s  {p.stage}{loss}", err=True)
 
     weights = train_fused(kept, FusedSettings(**given), progress)

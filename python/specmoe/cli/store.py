@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .errors import UsageError, reports_errors
+from .progress import progress_bar
 
 store = typer.Typer(help="The file that holds a model's experts: build it, check it.", no_args_is_help=True)
 StorePath = Annotated[Path, typer.Argument(help="A store, as `specmoe store build` writes it.")]
@@ -87,19 +86,3 @@ def info(path: StorePath) -> None:
 
 for _command in (build, verify, info):
     store.command()(reports_errors(_command))
-
-
-@contextmanager
-def progress_bar(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal's standard error; yield what takes (done, total)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(doing, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

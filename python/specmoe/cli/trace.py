@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .errors import UsageError, reports_errors
+from .progress import progress_bar
 
 trace = typer.Typer(name="trace", help="Record, look at, split and download routing traces.", no_args_is_help=True)
 
@@ -38,16 +40,12 @@ def record(
 
     network, tokenizer = load_model(model)
     rows = _prompts(tokenizer, text, column, prompts, length)
-    done = 0
-
-    def progress(tokens: int) -> None:
-        nonlocal done
-        done += 1
-        typer.echo(f"\r{done} of {len(rows)} sequences, the last of {tokens} tokens", nl=False, err=True)
-
-    with torch.no_grad():
-        recorded = record_trace(network, rows, new_tokens=new_tokens, hidden=hidden, part=part, progress=progress)
-    typer.echo("", err=True)
+    done = count(1)
+    with torch.no_grad(), progress_bar("sequences") as show:
+        recorded = record_trace(
+            network, rows, new_tokens=new_tokens, hidden=hidden, part=part,
+            progress=lambda tokens: show(next(done), len(rows)),
+        )  # fmt: skip
     save_routes(recorded, output)
     N, L, K = recorded.experts.shape
     typer.echo(f"{output}: {len(recorded)} sequences, {N} tokens, {L} layers, {K} of {recorded.num_experts} experts")
@@ -105,11 +103,8 @@ def fetch(
     from ..speculation.traces import save_routes
     from ..speculation.traces.fetch import SOURCE, fetch_routes
 
-    def progress(done: int, files: int) -> None:
-        typer.echo(f"\r{done} of {files} files", nl=False, err=True)
-
-    fetched = fetch_routes(cache, source=source or SOURCE, datasets=datasets or None, limit=limit, progress=progress)
-    typer.echo("", err=True)
+    with progress_bar("files") as show:
+        fetched = fetch_routes(cache, source=source or SOURCE, datasets=datasets or None, limit=limit, progress=show)
     save_routes(fetched, output)
     typer.echo(f"{output}: {len(fetched)} sequences, {len(fetched.experts)} tokens")
 

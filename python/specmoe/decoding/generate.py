@@ -42,7 +42,7 @@ def generate(model: Any, input_ids: Tensor, attention_mask: Tensor, **options: A
         or not _padded_in_front(attention_mask)
     ):
         return model.generate(input_ids, attention_mask=attention_mask, **options)
-    return _continue(State(model, network, attention_mask), input_ids, config)
+    return _continue(State(network, attention_mask), input_ids, config)
 
 
 def _continue(state: State, ids: Tensor, config: Any) -> Tensor:

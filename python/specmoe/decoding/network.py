@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Map = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Bindable(Protocol):
+    """A module that knows a faster form of itself for a batch that is continued."""
+
+    def bound(self, rows: int) -> Map | None:
+        """Returns what takes (rows, in) in its place while the model is not changed, None where there is none."""
+        ...
+
 
 # By `config.model_type`; both are tested against transformers' own forward.
 KNOWN = ("gemma3_text", "qwen2")
@@ -32,7 +42,12 @@ class Norm:
     eps: float
     rounds_first: bool
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, base: Tensor | None = None) -> Tensor:
+        """Returns x (..., D) normalized, on top of `base` where there is one."""
+        normalized = self._normalized(x)
+        return normalized if base is None else base + normalized
+
+    def _normalized(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype and not self.rounds_first:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         if self.rounds_first:
@@ -44,20 +59,20 @@ class Norm:
 class Layer:
     """One block: attention and MLP, each with a residual around it. A norm that the family lacks is None."""
 
-    before_attention: Map
+    before_attention: Norm
     q: Map
     k: Map
     v: Map
     o: Map
-    query_norm: Map | None
-    key_norm: Map | None
-    after_attention: Map | None
-    before_mlp: Map
+    query_norm: Norm | None
+    key_norm: Norm | None
+    after_attention: Norm | None
+    before_mlp: Norm
     gate: Map
     up: Map
     down: Map
     act: Map
-    after_mlp: Map | None
+    after_mlp: Norm | None
     scaling: float
     # How many tokens back are seen, itself included; None for all.
     window: int | None
@@ -77,7 +92,7 @@ class Network:
     """
 
     embed: Map
-    norm: Map
+    norm: Norm
     head: Map
     layers: tuple[Layer, ...]
     heads: int

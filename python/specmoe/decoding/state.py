@@ -1,115 +1,70 @@
-"""Keys, values and positions of a batch that is being continued, and one step of it.
+"""A batch that is being continued: its prompts, and one token more of each row at a time.
 
-Letters: B rows, S columns so far, H heads, N key heads, D head size, V vocabulary.
+Letters: B rows, S columns of the prompts, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .network import Layer, Network
+from .attention import TorchAttention
+from .cache import Cache
+from .native import NativeAttention, attends, bound
+from .network import Network, Norm
 
-# Columns that keys and values grow by: copying them is rare, and little memory waits unused.
-GROWTH = 64
+
+class Attention(Protocol):
+    """What a layer hears of the columns before; see `TorchAttention`."""
+
+    def __call__(self, n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
 class State:
-    """A batch behind its prompts; the rows are padded at the front.
+    """A batch behind its prompts; the rows are padded at the front."""
 
-    Attributes:
-        length: S, the columns that are filled.
-    """
-
-    def __init__(self, model: Any, network: Network, mask: Tensor) -> None:
-        """Makes an empty state.
+    def __init__(self, network: Network, mask: Tensor) -> None:
+        """Makes an empty state; the model's weights must not change while it is used.
 
         Args:
-            model: of transformers, which reads the prompts.
-            network: the same model, read by `network.read`.
+            network: the model, read by `network.read`.
             mask: (B, S) 1 for tokens and 0 for padding.
         """
-        self.model, self.network = model, network
-        self.mask = mask
-        self.length = mask.shape[1]
-        self._next = mask.sum(1)
-        # What is added to the scores of padding; nothing where there is none.
-        self._bias: Tensor | None = None
-        self._cache: list[tuple[Tensor, Tensor]] = []
-        self._turns: dict[str, tuple[Tensor, Tensor]] = {}
+        self.network, self.mask = network, mask
 
     def read(self, ids: Tensor) -> Tensor:
         """Returns the logits (B, V) behind the prompts (B, S), and keeps their keys and values."""
-        from transformers import DynamicCache
-
-        # Without the configuration the cache keeps what lies before the window too, which is cut at each step.
-        cache: Any = DynamicCache()
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-        inner = self.model.model(
-            input_ids=ids, attention_mask=self.mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        # Of its own memory: given a slice of all states, torch would copy the head's weight for each row.
-        logits = self.network.head(inner.last_hidden_state[:, -1].contiguous())
-        for n in range(len(self.network.layers)):
-            self._cache.append((cache.layers[n].keys, cache.layers[n].values))
-        if not bool(self.mask.all()):
-            least = torch.finfo(logits.dtype).min
-            self._bias = ((1 - self.mask) * least).to(self._cache[0][0].dtype)[:, None, None]
-        return logits
+        B, S = ids.shape
+        net = bound(self.network, B * S)
+        x = net.embed(ids.reshape(-1))
+        self.cache = Cache(self.network, self.mask, x)
+        self._net = bound(self.network, B)
+        self._native = NativeAttention(self.cache) if attends(self.cache) else None
+        x = _run(net, x, TorchAttention(self.cache, S))
+        # Of the last column alone; the head knows B rows.
+        return self._net.head(self._net.norm(x.view(B, S, -1)[:, -1].contiguous()))
 
     def step(self, tokens: Tensor) -> Tensor:
         """Returns the logits (B, V) behind one more token of each row, (B,)."""
-        if self.length == self._cache[0][0].shape[2]:
-            self._grow()
-        at, net = self.length, self.network
-        self.length += 1
-        turns = {kind: (cos[self._next, None], sin[self._next, None]) for kind, (cos, sin) in self._turns.items()}
-        x = net.embed(tokens)
-        for layer, (keys, values) in zip(net.layers, self._cache, strict=True):
-            heard = self._attend(layer, layer.before_attention(x), keys, values, at, turns[layer.kind])
-            x = x + (heard if layer.after_attention is None else layer.after_attention(heard))
-            h = layer.before_mlp(x)
-            h = layer.down(layer.act(layer.gate(h)).mul_(layer.up(h)))
-            x = x + (h if layer.after_mlp is None else layer.after_mlp(h))
-        self._next = self._next + 1
-        return net.head(net.norm(x))
+        attention: Attention
+        if self._native is None:
+            attention = TorchAttention(self.cache, 1)
+        else:
+            attention = self._native
+            self._native.begin()
+        return self._net.head(self._net.norm(_run(self._net, self._net.embed(tokens), attention)))
 
-    def _attend(
-        self, layer: Layer, h: Tensor, keys: Tensor, values: Tensor, at: int, turn: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Returns what the layer adds for (B, hidden), and writes its key and value into column `at`."""
-        net, B = self.network, len(h)
-        H, N, D = net.heads, net.key_heads, net.head_size
-        q, k = layer.q(h).view(B, H, D), layer.k(h).view(B, N, D)
-        if layer.query_norm is not None and layer.key_norm is not None:
-            q, k = layer.query_norm(q), layer.key_norm(k)
-        both = torch.cat((q, k), 1)
-        cos, sin = turn
-        # `sin` carries the sign of the half that is turned.
-        both = (both * cos).add_(both.roll(D // 2, -1).mul_(sin))
-        keys[:, :, at] = both[:, H:]
-        values[:, :, at] = layer.v(h).view(B, N, D)
-        first = 0 if layer.window is None else max(0, at + 1 - layer.window)
-        seen = slice(first, at + 1)
-        bias = None if self._bias is None else self._bias[..., seen]
-        # The queries of a key head stand where transformers has the tokens of a sequence: keys need not be repeated.
-        heard = F.scaled_dot_product_attention(
-            both[:, :H].reshape(B, N, H // N, D), keys[:, :, seen], values[:, :, seen],
-            attn_mask=bias, scale=layer.scaling,
-        )  # fmt: skip
-        return layer.o(heard.reshape(B, H * D))
 
-    def _grow(self) -> None:
-        """Makes room for more columns, layer by layer."""
-        for n, (keys, values) in enumerate(self._cache):
-            self._cache[n] = (F.pad(keys, (0, 0, 0, GROWTH)), F.pad(values, (0, 0, 0, GROWTH)))
-        if self._bias is not None:
-            self._bias = F.pad(self._bias, (0, GROWTH))
-        positions = torch.arange(self.length + GROWTH, device=self.mask.device)
-        half = self.network.head_size // 2
-        for kind in {layer.kind for layer in self.network.layers}:
-            cos, sin = self.network.rotary(positions, kind)
-            self._turns[kind] = (cos, torch.cat((-sin[:, :half], sin[:, half:]), 1))
+def _run(net: Network, x: Tensor, attention: Attention) -> Tensor:
+    """Returns the hidden states behind all layers, of rows (N, hidden) in front of them."""
+    for n, layer in enumerate(net.layers):
+        h = layer.before_attention(x)
+        x = _onto(x, layer.after_attention, layer.o(attention(n, layer.q(h), layer.k(h), layer.v(h))))
+        h = layer.before_mlp(x)
+        x = _onto(x, layer.after_mlp, layer.down(layer.act(layer.gate(h)).mul_(layer.up(h))))
+    return x
+
+
+def _onto(x: Tensor, norm: Norm | None, h: Tensor) -> Tensor:
+    return x + h if norm is None else norm(h, x)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_kernels import grouped_lora, grouped_lora_
+from moe_kernels.ops.bound_linear import BoundLinear, can_bind, is_plain
 from moe_kernels.ops.prepared_lora import PreparedLora
 
 from .adapters import Adapter
@@ -87,6 +88,18 @@ class MixedLinear(nn.Module):
             else:
                 grouped_lora_(out, given, self.A, self.B, groups, self.scaling, ranks=self.ranks)
         return out.view(y.shape)
+
+    def bound(self, rows: int) -> BoundLinear | None:
+        """Returns the layer for a batch of so many rows with the present choice, None where it is not a plain one."""
+        base: Any = self.base
+        fixed = self.choice is None or isinstance(self.choice, RowsChoice)
+        if not fixed or type(base) is not nn.Linear or not is_plain(base) or not is_plain(self):
+            return None
+        if not can_bind(*(t for t in (base.weight, base.bias, self.A, self.B) if t is not None)):
+            return None
+        terms = [] if self.choice is None else self.choice.terms(base.weight.new_empty(rows, 0), self)
+        ready = [(PreparedLora(self.A, self.B, groups, self.scaling, ranks=self.ranks), w) for groups, w in terms]
+        return BoundLinear(base.weight, base.bias, rows, ready)
 
     def _ready(self, groups: Tensor) -> PreparedLora:
         """Returns the adapters, prepared for rows with these groups."""

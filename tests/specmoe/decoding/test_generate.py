@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
 
+from moe_kernels.registry import unforced_on_cpu
 from moe_kernels.testing import relative_error
-from specmoe.decoding import generate
+from specmoe.decoding import generate, native
 from specmoe.decoding.choosing import argmax
 from specmoe.decoding.network import read
 from specmoe.decoding.state import State
@@ -18,26 +19,32 @@ SIZES = {
 }  # fmt: skip
 
 
-def gemma() -> Gemma3ForCausalLM:
+# Heads of 32 values: what the native core attends with. Smaller ones are left to torch.
+NATIVE = {"hidden_size": 128, "head_dim": 32}
+
+
+def gemma(**sizes: int) -> Gemma3ForCausalLM:
     """Two layers in three see the last 9 tokens alone."""
     config = Gemma3TextConfig(
-        **SIZES, head_dim=16, sliding_window=9, query_pre_attn_scalar=16, bos_token_id=None,
+        **{**SIZES, "head_dim": 16, **sizes}, sliding_window=9, query_pre_attn_scalar=16, bos_token_id=None,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )  # fmt: skip
     return Gemma3ForCausalLM(config)
 
 
-def qwen() -> Qwen2ForCausalLM:
-    return Qwen2ForCausalLM(Qwen2Config(**SIZES, bos_token_id=None))
+def qwen(**sizes: int) -> Qwen2ForCausalLM:
+    sizes.pop("head_dim", None)
+    return Qwen2ForCausalLM(Qwen2Config(**{**SIZES, **sizes}, bos_token_id=None))
 
 
-@pytest.fixture(params=[gemma, qwen])
+@pytest.fixture(params=["gemma", "gemma-native", "qwen", "qwen-native"])
 def model(request):
     torch.manual_seed(3)
-    model = request.param().eval()
+    made = gemma if request.param.startswith("gemma") else qwen
+    model = made(**(NATIVE if request.param.endswith("native") else {})).eval()
     for parameter in model.parameters():
         # Weights of norms and biases are 0 or 1 otherwise, and tokens all alike.
-        parameter.data += 0.2 * torch.randn_like(parameter)
+        parameter.data += 0.2 * (32 / model.config.hidden_size) ** 0.5 * torch.randn_like(parameter)
     return model
 
 
@@ -50,6 +57,13 @@ def prompts(request):
         for row, blank in enumerate((0, 3, 11, 1, 7)):
             ids[row, :blank], mask[row, :blank] = 0, 0
     return ids, mask
+
+
+@pytest.fixture(params=["as-it-is", "without-the-core"])
+def core(request, monkeypatch):
+    """With the native core's forms where there are any, and without."""
+    if request.param == "without-the-core":
+        monkeypatch.setenv("MOE_KERNELS_BACKEND", "reference")
 
 
 @pytest.fixture
@@ -66,7 +80,7 @@ def own(monkeypatch):
     [{}, {"do_sample": True, "temperature": 0.7, "top_p": 0.8}, {"do_sample": True, "top_k": 5}, {"do_sample": True}],
     ids=["greedy", "top-p", "top-k", "default-sampling"],
 )  # fmt: skip
-def test_same_tokens_as_transformers(model, prompts, own, options):
+def test_same_tokens_as_transformers(model, prompts, own, core, options):
     ids, mask = prompts
     torch.manual_seed(7)
     wanted = model.generate(ids, attention_mask=mask, max_new_tokens=90, **options)
@@ -78,7 +92,7 @@ def test_same_tokens_as_transformers(model, prompts, own, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_of_each_step(model, prompts, dtype):
+def test_logits_of_each_step(model, prompts, core, dtype):
     ids, mask = prompts
     model = model.to(dtype)
     text = torch.cat((ids, torch.randint(4, 190, (len(ids), 70))), 1)
@@ -86,10 +100,29 @@ def test_logits_of_each_step(model, prompts, dtype):
     with torch.no_grad():
         positions = (whole.cumsum(1) - 1).clamp(min=0)
         wanted = model(text, attention_mask=whole, position_ids=positions).logits
-        state = State(model, read(model), mask)
+        state = State(read(model), mask)
         found = [state.read(ids), *(state.step(tokens) for tokens in text[:, ids.shape[1] :].T)]
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     assert relative_error(torch.stack(found, 1), wanted[:, ids.shape[1] - 1 :]) < tolerance
+
+
+def test_the_core_does_what_it_can(model, prompts, core, monkeypatch):
+    attended, multiplied = [], []
+    attend, multiply = native.NativeAttention.__call__, native.BoundLinear.__call__
+    monkeypatch.setattr(native.NativeAttention, "__call__", lambda *a: attended.append(1) or attend(*a))
+    monkeypatch.setattr(native.BoundLinear, "__call__", lambda *a: multiplied.append(1) or multiply(*a))
+    generate(model, *prompts, max_new_tokens=5)
+    built = unforced_on_cpu("grouped_mm", "") is not None
+    # 3 layers, 4 steps behind the prompts; 7 linear layers in each and the head.
+    assert len(attended) == (12 if built and model.config.hidden_size == 128 else 0)
+    assert len(multiplied) == (5 * 22 if built else 0)
+
+
+def test_hooks_of_linear_layers_are_called(model, prompts):
+    called = []
+    with model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *a: called.append(1)):
+        generate(model, *prompts, max_new_tokens=5)
+    assert len(called) == 5
 
 
 def test_ends(model, prompts, own):

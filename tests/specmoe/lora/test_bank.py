@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 
@@ -10,6 +11,7 @@ import torch
 from tiny import peft_model, save_adapters, tiny_model
 
 from moe_kernels.testing import relative_error
+from specmoe.decoding import generate
 from specmoe.lora.adapters import read_adapter, write_adapter
 from specmoe.lora.bank import AdapterBank
 from specmoe.lora.base import Base
@@ -67,6 +69,56 @@ def test_generate_is_pefts(pair):
     with bank.rows(ROWS):
         got = bank.model.generate(**batch(), **options)
     assert torch.equal(got, theirs.generate(**batch(), adapter_names=names(ROWS), **options))
+
+
+@torch.no_grad()
+def test_our_generation_is_pefts_too(pair):
+    bank, theirs = pair
+    options = {"max_new_tokens": 12, "do_sample": False}
+    with bank.rows(ROWS):
+        got = generate(bank.model, **batch(), **options)
+    assert torch.equal(got, theirs.generate(**batch(), adapter_names=names(ROWS), **options))
+
+
+BOUND = {
+    "rows": lambda bank: bank.rows(["math", None, [("talk", 0.3), ("code", 0.7)], "code"]),
+    "one": lambda bank: bank.rows(["talk"]),
+    "base": lambda bank: bank.rows([None]),
+    "none": lambda bank: contextlib.nullcontext(),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("choice", BOUND)
+def test_a_bound_layer_is_the_layer(pair, choice):
+    bank, _ = pair
+    torch.manual_seed(0)
+    with BOUND[choice](bank):
+        for name, layer in bank.layers.items():
+            x = torch.randn(12, layer.base.in_features)
+            bound = layer.bound(12)
+            assert bound is not None and relative_error(bound(x), layer(x)) < 1e-6, name
+
+
+@torch.no_grad()
+def test_what_is_not_bound(pair):
+    bank, _ = pair
+    layer = next(iter(bank.layers.values()))
+    assert layer.bound(4) is not None
+    with bank.arrow(top_k=2):
+        assert layer.bound(4) is None
+    with torch.enable_grad():
+        assert layer.bound(4) is None
+    for hooked in (layer, layer.base):
+        with hooked.register_forward_pre_hook(lambda module, given: None):
+            assert layer.bound(4) is None
+    with torch.nn.modules.module.register_module_forward_hook(lambda module, given, found: None):
+        assert layer.bound(4) is None
+    layer.base.forward = layer.base.forward
+    assert layer.bound(4) is None
+    with bank.rows(["math", None]), pytest.raises(ValueError, match="a batch of 2 rows, got 3"):
+        layer.base.__dict__.pop("forward")
+        layer.bound(3)
 
 
 @torch.no_grad()
