@@ -14,6 +14,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/grouped_lora.h"
 #include "cpu/ops.h"
+#include "cpu/packing.h"
 #include "cpu/rates.h"
 #include "io_bindings.h"
 
@@ -249,6 +250,8 @@ void bind_decoding(py::module_& m) {
       Unlocked());
 }
 
+void bind_packing(py::module_& m) { m.def("unpack_bf16", &moe::unpack_bf16, Unlocked()); }
+
 void bind_rates(py::module_& m) {
   m.def("read_rate", &moe::read_rate, Unlocked(), "Bytes per second of reading a buffer once.");
   m.def("product_rate", &moe::product_rate, Unlocked(), "Operations per second of multiply-adds on registers.");
@@ -269,6 +272,7 @@ PYBIND11_MODULE(_C, m) {
   bind_lora(m);
   bind_experts(m);
   bind_decoding(m);
+  bind_packing(m);
   bind_rates(m);
   bind_route_predictor(m);
   bind_memory(m);

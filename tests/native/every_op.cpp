@@ -16,6 +16,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/grouped_lora.h"
 #include "cpu/ops.h"
+#include "cpu/packing.h"
 #include "cpu/rates.h"
 
 using namespace moe;
@@ -236,6 +237,20 @@ std::vector<Tensor> run_decoding(DType dtype, int threads) {
   return {out, keys, values, normalized};
 }
 
+// Packed values that lie at the end of where they are unpacked to, and one outside of the window.
+std::vector<Tensor> run_packing(int) {
+  constexpr int64_t BLOCKS = 8, VALUES = BLOCKS * 64, STORED = 8 + VALUES / 256 * 6 + BLOCKS * 96;
+  std::mt19937 random(0);
+  Tensor out({VALUES * 2}, DType::u8);
+  TensorView stored = out.view;
+  stored.shape[0] = STORED, stored.data += VALUES * 2 - STORED;
+  for (int64_t i = 0; i < STORED; ++i) stored.data[i] = static_cast<char>(random());
+  const uint32_t head[3] = {112, 1, VALUES - 1};
+  std::memcpy(stored.data, head, sizeof head);
+  unpack_bf16(stored, out.view);
+  return {out};
+}
+
 bool same(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
   for (size_t i = 0; i < a.size(); ++i)
     if (a[i].bytes != b[i].bytes) return false;
@@ -295,6 +310,7 @@ int main(int count, char** arguments) {
     }
     if (!callers_at_once({70, 8, 3, 70, 45, dtype, false, true})) return 1;
   }
+  if (!check("packing", false, run_packing)) return 1;
   Tensor buffer({int64_t{4} << 20}, DType::f32);
   if (!(read_rate(buffer.view, 2) > 0.0)) return 1;
   for (const std::string& kind : product_kinds())

@@ -251,6 +251,9 @@ struct Kernels {
   // `heads` rows of count, rounded up to whole vectors.
   void (*attend)(char* out, const char* queries, DType dtype, int64_t heads, int64_t size, const char* keys,
                  const char* values, int64_t count, float scale, float* scores);
+
+  // `count` blocks of 64 bfloat16 from 96 bytes each (packing.h); `out` may overlap blocks that come later in memory.
+  void (*unpack_bf16)(char* out, const char* blocks, int64_t count, int base);
 };
 
 }  // namespace moe

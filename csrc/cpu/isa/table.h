@@ -5,6 +5,7 @@
 #include "attention.h"
 #include "floats.h"
 #include "low_rank.h"
+#include "packing.h"
 #include "quantized.h"
 #include "rows.h"
 #include "softmax.h"
@@ -73,7 +74,8 @@ constexpr Kernels make_table(const char* name, const OwnForms& own = {}) {
           own.expand,
           rms_norm,
           turn,
-          attend};
+          attend,
+          unpack_bf16};
 }
 
 }  // namespace

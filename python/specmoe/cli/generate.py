@@ -36,6 +36,9 @@ def generate(
     quantize: Annotated[
         str | None, typer.Option(help="nf4 or int8, for experts in a store.", show_default=False)
     ] = None,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="A quarter less on disk, without loss, for bfloat16 experts in a store.")
+    ] = False,
     predictor: Annotated[
         str,
         typer.Option(
@@ -45,8 +48,8 @@ def generate(
 ) -> None:
     """Continue a prompt, printing the text as it is generated."""
     folder = _folder(directory, model)
-    if memory is None and (store is not None or quantize is not None):
-        raise UsageError("--store, --quantize: expected together with --memory, got them alone")
+    if memory is None and (store is not None or quantize is not None or pack):
+        raise UsageError("--store, --quantize, --pack: expected together with --memory, got them alone")
     if quantize not in (None, "nf4", "int8"):
         raise UsageError(f"--quantize: expected nf4 or int8, got {quantize!r}")
 
@@ -66,7 +69,7 @@ def generate(
             raise UsageError(f"--device: expected cpu or auto with --memory, got {device}")
         place = torch.device("cpu")
         tokenizer = _tokenizer(folder)
-        engine = _offloaded(folder, memory, store, quantize, predictor)
+        engine = _offloaded(folder, memory, store, quantize, pack, predictor)
         network = engine.model
     with engine as opened:
         ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).input_ids
@@ -125,7 +128,7 @@ def _folder(directory: Path | None, option: Path | None) -> Path:
     return folder
 
 
-def _offloaded(folder: Path, memory: str, store: Path | None, quantize: str | None, predictor: str) -> Any:
+def _offloaded(folder: Path, memory: str, store: Path | None, quantize: str | None, pack: bool, predictor: str) -> Any:
     """Opens, or writes first, the store of a model's experts, and loads the rest of it."""
     from ..offload import offload, parse_bytes
     from ..offload.checkpoint import build_checkpoint_store
@@ -133,12 +136,12 @@ def _offloaded(folder: Path, memory: str, store: Path | None, quantize: str | No
     from .progress import progress_bar
 
     parse_bytes(memory, argument="--memory")
-    path = store or default_store(folder, quantize)
+    path = store or default_store(folder, quantize, pack)
     if not path.exists():
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         print(f"store: writing {path} (once)", file=sys.stderr)
         with progress_bar("writing experts") as step:
-            build_checkpoint_store(folder, path, quantize=quantize, progress=step, replace=False).close()
+            build_checkpoint_store(folder, path, quantize=quantize, pack=pack, progress=step, replace=False).close()
     asked = None if predictor == "none" else predictor
     return offload(folder, path, memory=memory, quantize=quantize, predictor=asked)
 

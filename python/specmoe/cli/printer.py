@@ -115,7 +115,7 @@ class StatusLine:
         stats, pool = self.engine.stats, self.engine.tier.pool
         now = time.perf_counter()
         rate = (self.tokens - 1) / (now - self._first) if self._first and self.tokens > 1 and now > self._first else 0.0
-        read = stats.loads * self.engine.store.layout.blob_bytes
+        read = stats.loads * self.engine.store.layout.stored_bytes
         each = read / self.tokens if self.tokens else 0.0
         return (
             f"{self.tokens} tokens, {rate:.2f} tokens/s, {stats.hit_rate:.1%} of experts in memory "

@@ -20,6 +20,7 @@ def build(
     quantize: Annotated[
         str | None, typer.Option(help="nf4 or int8; the weights as they are by default.", show_default=False)
     ] = None,
+    pack: Annotated[bool, typer.Option("--pack", help="A quarter less on disk without loss, for bfloat16.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Do not continue an interrupted build.")] = False,
 ) -> None:
     """Write a model's experts to a store; started again after an interruption, it goes on where it was."""
@@ -45,7 +46,7 @@ def build(
                 written = (done, total)
                 step(done, total)
 
-            opened = build_checkpoint_store(model, out, quantize=quantize, progress=progress)
+            opened = build_checkpoint_store(model, out, quantize=quantize, pack=pack, progress=progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted: {written[0]} of {written[1]} experts are written; the same command goes on from there"
@@ -54,7 +55,7 @@ def build(
         layout = opened.layout
         typer.echo(
             f"{out}: {len(layout.blobs)} experts of {format_bytes(layout.blob_bytes)} in {len(layout.groups)} layers, "
-            f"{format_bytes(layout.file_bytes)}{f', {quantize}' if quantize else ''}"
+            f"{format_bytes(layout.file_bytes)}{f', {quantize}' if quantize else ''}{', packed' if pack else ''}"
         )
 
 
@@ -79,6 +80,8 @@ def info(path: StorePath) -> None:
         typer.echo(f"source: {layout.source or 'not said'}")
         typer.echo(f"experts: {len(layout.blobs)} of {format_bytes(layout.blob_bytes)}")
         typer.echo(f"quantization: {layout.quantization or 'none'}")
+        if layout.packing:
+            typer.echo(f"packing: {layout.packing}, {format_bytes(layout.stored_bytes)} an expert on disk")
         for spec in layout.tensors:
             typer.echo(f"  {spec.name}: {spec.dtype} {spec.shape}")
         typer.echo(f"read: {opened.file.mode}, by {opened.file.method}")

@@ -48,6 +48,17 @@ def test_text_and_status(specmoe: Any, kind: str, tmp_path: Path, cache: Path) -
     assert again.out == first.out and "writing" not in again.err
 
 
+def test_packed(specmoe: Any, tmp_path: Path, cache: Path) -> None:
+    model = make_model("qwen3_moe", tmp_path / "model")
+    options = ("--prompt", "w5 w6", "--max-new-tokens", 4, "--temperature", 0)
+    plain = specmoe("generate", model, "--memory", "1MiB", *options)
+    packed = specmoe("generate", model, "--memory", "1MiB", "--pack", *options)
+    assert packed.code == 0 and packed.out == plain.out, packed.err
+    assert any(path.name.endswith("-packed.store") for path in (cache / "stores").iterdir())
+    done = specmoe("generate", model, "--pack", *options)
+    assert done.code == 2 and "--pack: expected together with --memory" in done.err
+
+
 def test_quantized(specmoe: Any, tmp_path: Path) -> None:
     model, store = make_model("qwen3_moe", tmp_path / "model"), tmp_path / "small.store"
     options = ("--memory", "1MiB", "--prompt", "w5", "--max-new-tokens", 2, "--store", store)

@@ -38,6 +38,17 @@ def test_build_verify_info(specmoe: Any, model: Path, tmp_path: Path) -> None:
     assert done.code == 0 and "gate_up_proj.codes: uint8 (256, 32)" in done.out and "quantization: nf4" in done.out
 
 
+def test_packed(specmoe: Any, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "experts.store"
+    done = specmoe("store", "build", "--model", model, "--out", path, "--pack")
+    assert done.code == 0 and ", packed" in done.out, done.err
+    done = specmoe("store", "info", path)
+    assert done.code == 0 and "packing: bf16-12" in done.out and "quantization: none" in done.out
+    assert specmoe("store", "verify", path).code == 0
+    done = specmoe("store", "build", "--model", model, "--out", path, "--pack", "--quantize", "nf4")
+    assert done.code == 1 and "packing: expected experts in bfloat16" in done.err and path.exists()
+
+
 def test_what_a_user_can_put_right_is_one_line(specmoe: Any, model: Path, tmp_path: Path) -> None:
     for options, code, message in (
         (("build", "--model", tmp_path / "no", "--out", tmp_path / "s"), 2, "--model: expected a directory"),

@@ -193,16 +193,16 @@ def test_a_full_disk_is_said_before_and_while_writing(tmp_path: Path, monkeypatc
 
     write_checkpoint("qwen3_moe", tmp_path / "model")
     path = tmp_path / "store"
-    real = resume.fill_blob
+    real = resume.stored_form
     calls = []
 
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any) -> Any:
         calls.append(0)
         if len(calls) == 6:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(*arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(resume, "fill_blob", full)
+    monkeypatch.setattr(resume, "stored_form", full)
     with pytest.raises(StoreError, match="the disk is full .* run it again, or delete that file"):
         build_checkpoint_store(tmp_path / "model", path)
     monkeypatch.undo()

@@ -79,7 +79,7 @@ def run_checkpoint_arms(
             stats = engine.tier.settle()
         finally:
             file.read_into = read_into  # type: ignore[method-assign]
-        cached = meter.served(stats.loads * engine.store.layout.blob_bytes)
+        cached = meter.served(stats.loads * engine.store.layout.stored_bytes)
         equal = torch.equal(ids, expected[number][0]) and torch.equal(logits, expected[number][1])
         results[arm.name].add(new_tokens, seconds, stats, equal, cached)
     return list(results.values())

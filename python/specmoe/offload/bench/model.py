@@ -79,7 +79,7 @@ def run_model_arms(
         ids, logits = generate(resident if arm.resident else offloaded, prompts[number], new_tokens)
         seconds = time.perf_counter() - begin
         stats = TransferStats() if arm.resident else engine.tier.settle()
-        cached = meter.served(stats.loads * engine.store.layout.blob_bytes)
+        cached = meter.served(stats.loads * engine.store.layout.stored_bytes)
         equal = torch.equal(ids, expected[number][0]) and torch.equal(logits, expected[number][1])
         results[arm.name].add(new_tokens, seconds, stats, equal, cached)
     return list(results.values())

@@ -234,7 +234,7 @@ def _measure(
     result.latencies += _drive(replay, tier, pipeline, routes[warm:], x[warm:], outputs[warm:])
     seconds = time.perf_counter() - begin
     stats = tier.settle().since(earlier)
-    cached = meter.served(stats.loads * tier.store.layout.blob_bytes)
+    cached = meter.served(stats.loads * tier.store.layout.stored_bytes)
     result.add(len(routes) - warm, seconds, stats, True, cached)
     return outputs
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..store import ExpertStore, StoreError, build_resumable
+from ..store.packing import NAME as PACKED
 from .experts import ExpertSource
 from .files import Checkpoint
 
@@ -15,6 +16,7 @@ def build_checkpoint_store(
     path: str | Path,
     *,
     quantize: str | None = None,
+    pack: bool = False,
     progress: Callable[[int, int], None] | None = None,
     replace: bool = True,
 ) -> ExpertStore:
@@ -24,12 +26,13 @@ def build_checkpoint_store(
         model: directory of the checkpoint.
         path: where the store shall be.
         quantize: None, "nf4" or "int8".
+        pack: take a quarter less of the disk for experts in bfloat16, without loss; each read is then unpacked.
         progress: called with (experts written, experts in all).
         replace: what is at `path` is replaced when the new one is complete; with False it is left, and opened.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or has no experts of a known kind.
-        StoreError: the disk is full, or another process builds the same store.
+        StoreError: the disk is full, another process builds the same store, or experts cannot be packed.
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
@@ -41,6 +44,7 @@ def build_checkpoint_store(
         source.keys,
         source.expert,
         fingerprint=f"{checkpoint.fingerprint()} {quantize}",
+        packing=PACKED if pack else "",
         source=f"{checkpoint.config.get('model_type')} {checkpoint.fingerprint()}",
         groups=tuple(group.name for group in source.groups),
         quantization=quantize or "",

@@ -173,6 +173,7 @@ def offload(
     lanes: int = DEFAULT_LANES,
     check: bool = True,
     quantize: str | None = None,
+    pack: bool = False,
     direct: bool | None = None,
     device: str | None = None,
     device_memory: str | int | None = None,
@@ -194,6 +195,8 @@ def offload(
         lanes: experts that are read at once.
         check: compare the model's weights (a checkpoint's fingerprint) with the store's first.
         quantize: "nf4" or "int8", for a store that is written from a checkpoint.
+        pack: for such a store of experts in bfloat16, take a quarter less of the disk, without loss. It is what a slow
+            disk wants; reads from the page cache are faster as they are. A store that is there is read as it is.
         direct: read past the page cache. None does so unless the memory that is free holds the whole store beside the
             slots: then what was read once is served from there. An open store is read as it was opened.
         device: where the model runs, such as "cuda": the rest of it is moved there, and experts are computed in slots
@@ -208,10 +211,10 @@ def offload(
     """
     budget = parse_bytes(memory)
     if isinstance(model, str | Path):
-        opened, owns_store = checkpoint_store(model, store, quantize, check, budget, direct)
+        opened, owns_store = checkpoint_store(model, store, quantize, pack, check, budget, direct)
     else:
-        if quantize is not None:
-            raise ValueError("offload: quantize: expected a checkpoint's directory as model, got a model")
+        if quantize is not None or pack:
+            raise ValueError("offload: quantize, pack: expected a checkpoint's directory as model, got a model")
         require_on_cpu(model)
         opened, owns_store = model_store(model, store, budget, direct)
     try:

@@ -27,9 +27,10 @@ def build_model_store(
     return ExpertStore.open(path)
 
 
-def default_store(folder: str | Path, quantize: str | None = None) -> Path:
+def default_store(folder: str | Path, quantize: str | None = None, pack: bool = False) -> Path:
     """Return where a checkpoint's store is kept unless somebody says otherwise."""
-    name = f"{Path(folder).absolute().name}-{Checkpoint(folder).fingerprint()}{f'-{quantize}' if quantize else ''}"
+    kind = (f"-{quantize}" if quantize else "") + ("-packed" if pack else "")
+    name = f"{Path(folder).absolute().name}-{Checkpoint(folder).fingerprint()}{kind}"
     return cache_dir() / "stores" / f"{name}.store"
 
 
@@ -90,6 +91,7 @@ def checkpoint_store(
     folder: str | Path,
     store: ExpertStore | str | Path | None,
     quantize: str | None,
+    pack: bool,
     check: bool,
     budget: int,
     direct: bool | None,
@@ -98,12 +100,12 @@ def checkpoint_store(
     if isinstance(store, ExpertStore):
         opened, owned = store, False
     else:
-        path = default_store(folder, quantize) if store is None else Path(store)
+        path = default_store(folder, quantize, pack) if store is None else Path(store)
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             discard_log(path)
         else:
-            build_checkpoint_store(folder, path, quantize=quantize, replace=False).close()
+            build_checkpoint_store(folder, path, quantize=quantize, pack=pack, replace=False).close()
         opened, owned = _open(path, budget, direct), True
     try:
         if quantize is not None and opened.layout.quantization != quantize:

@@ -26,6 +26,7 @@ from .layout import (
     checksum,
     pack_frame,
 )
+from .packing import pack
 
 try:
     import fcntl
@@ -109,10 +110,10 @@ def _write(
 ) -> None:
     blob = np.zeros(layout.blob_bytes, dtype=np.uint8)
     for index, key in enumerate(layout.keys):
-        fill_blob(blob, layout.tensors, expert(key) if index else first, f"store {path}: {key}")
-        layout.blobs[key] = Blob(layout.blobs[key].offset, checksum(blob.data))
+        stored = stored_form(blob, layout, expert(key) if index else first, f"store {path}: {key}")
+        layout.blobs[key] = Blob(layout.blobs[key].offset, checksum(stored.data))
         file.seek(layout.blobs[key].offset)
-        file.write(blob.data)
+        file.write(stored.data)
         if progress is not None:
             progress(index + 1, len(layout.blobs))
     write_frame(file, layout)
@@ -121,12 +122,27 @@ def _write(
 def write_frame(file: BinaryIO, layout: StoreLayout) -> None:
     """Write what surrounds the blobs: preamble, header and footer."""
     header = layout.header()
-    frame = Frame(len(header), checksum(header), layout.file_bytes)
+    frame = Frame(len(header), checksum(header), layout.file_bytes, layout.version)
     file.seek(layout.file_bytes - ALIGN)
     file.write(pack_frame(END_MAGIC, frame))
     file.seek(0)
     file.write(pack_frame(MAGIC, frame))
     file.write(header)
+
+
+def stored_form(blob: np.ndarray, layout: StoreLayout, tensors: Mapping[str, Tensor], where: str) -> np.ndarray:
+    """Return one expert's bytes as the store holds them; `blob` (bytes) holds those of a slot afterwards.
+
+    Raises:
+        StoreError: the tensors are not what the layout says, or cannot be packed.
+    """
+    fill_blob(blob, layout.tensors, tensors, where)
+    if not layout.packing:
+        return blob
+    try:
+        return pack(blob, [(spec.offset, spec.offset + spec.nbytes) for spec in layout.tensors])
+    except ValueError as error:
+        raise StoreError(f"{where}: cannot be packed: {error}; build the store without packing") from error
 
 
 def fill_blob(blob: np.ndarray, specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor], where: str) -> None:

@@ -7,7 +7,8 @@
 - The header holds the tensors of one expert (name, shape, dtype, offset within the blob), the bytes of a blob, and for
   every expert its layer, number, file offset and checksum.
 - A blob is one expert: its tensors one after the other, each at a multiple of 64 bytes, padded to 4096. It is read
-  whole into one cache slot, so that a slot's tensors are views and nothing is copied.
+  whole into one cache slot, so that a slot's tensors are views and nothing is copied. In a store of version 2 blobs are
+  packed (packing.py): read into the end of the slot, and unpacked there.
 
 Checksums are XXH3 (64 bit), over padding too: 24 GB/s on one Zen 4 core against 2.3 for CRC-32, so that checking
 every read costs less than a tenth of the read. All integers are little-endian.
@@ -24,9 +25,14 @@ from typing import NamedTuple
 import torch
 import xxhash
 
+from .packing import NAME as PACKED
+from .packing import packed_bytes
+
 ALIGN = 4096
 TENSOR_ALIGN = 64
 VERSION = 1
+# Of a store whose blobs are packed: readers that know version 1 alone must not take them for weights.
+PACKED_VERSION = 2
 MAGIC = b"SPECMOE\x00"
 END_MAGIC = b"SPECEND\x00"
 CHECKSUM_NAME = "xxh3_64"
@@ -78,11 +84,12 @@ class StoreLayout:
 
     Args:
         tensors: the tensors of one expert, in blob order.
-        blob_bytes: bytes of one expert on disk and in a slot.
+        blob_bytes: bytes of one expert in a slot, and on disk unless they are packed.
         blobs: where each expert lies, and its checksum.
         source: free text that says what the weights are of.
         groups: the names of the layers' expert modules in the checkpoint, where it was made from one.
         quantization: "", "nf4" or "int8".
+        packing: "", or what packs the blobs on disk without loss (see packing.py).
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -91,6 +98,7 @@ class StoreLayout:
     source: str = ""
     groups: tuple[str, ...] = ()
     quantization: str = ""
+    packing: str = ""
 
     @classmethod
     def plan(
@@ -100,17 +108,25 @@ class StoreLayout:
         source: str = "",
         groups: tuple[str, ...] = (),
         quantization: str = "",
+        packing: str = "",
     ) -> StoreLayout:
-        """Lay out tensors within a blob and blobs within the file; checksums are zero until written."""
+        """Lay out tensors within a blob and blobs within the file; checksums are zero until written.
+
+        Raises:
+            ValueError: tensors of another type than bfloat16 are to be packed.
+        """
+        if packing and (others := sorted({spec.dtype for spec in tensors} - {"bfloat16"})):
+            raise ValueError(f"packing: expected experts in bfloat16, got {', '.join(others)}")
         placed, end = [], 0
         for spec in tensors:
             offset = round_up(end, TENSOR_ALIGN)
             placed.append(TensorSpec(spec.name, tuple(spec.shape), spec.dtype, offset))
             end = offset + spec.nbytes
-        layout = cls(tuple(placed), round_up(end, ALIGN), dict.fromkeys(keys, Blob(0, 0)), source, groups, quantization)
+        blobs = dict.fromkeys(keys, Blob(0, 0))
+        layout = cls(tuple(placed), round_up(end, ALIGN), blobs, source, groups, quantization, packing)
         start = ALIGN + len(layout.header())
         for index, key in enumerate(keys):
-            layout.blobs[key] = Blob(start + index * layout.blob_bytes, 0)
+            layout.blobs[key] = Blob(start + index * layout.stored_bytes, 0)
         return layout
 
     @property
@@ -118,8 +134,17 @@ class StoreLayout:
         return list(self.blobs)
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of one expert on disk."""
+        return packed_bytes(self.blob_bytes) if self.packing else self.blob_bytes
+
+    @property
+    def version(self) -> int:
+        return PACKED_VERSION if self.packing else VERSION
+
+    @property
     def payload_bytes(self) -> int:
-        return len(self.blobs) * self.blob_bytes
+        return len(self.blobs) * self.stored_bytes
 
     @property
     def file_bytes(self) -> int:
@@ -136,6 +161,7 @@ class StoreLayout:
             "source": self.source,
             "groups": self.groups,
             "quantization": self.quantization,
+            **({"packing": self.packing} if self.packing else {}),
             "blob_bytes": self.blob_bytes,
             "tensors": [[t.name, list(t.shape), t.dtype, t.offset] for t in self.tensors],
             "experts": rows,
@@ -157,7 +183,10 @@ class StoreLayout:
             for layer, expert, offset, checksum in value["experts"]
         }
         groups, quantization = tuple(value.get("groups", ())), value.get("quantization", "")
-        return cls(tensors, value["blob_bytes"], blobs, value["source"], groups, quantization)
+        packing = value.get("packing", "")
+        if packing not in ("", PACKED):
+            raise ValueError(f"packing: expected {PACKED}, got {packing!r}")
+        return cls(tensors, value["blob_bytes"], blobs, value["source"], groups, quantization, packing)
 
 
 class Frame(NamedTuple):
@@ -166,6 +195,7 @@ class Frame(NamedTuple):
     header_bytes: int
     header_checksum: int
     file_bytes: int
+    version: int = VERSION
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -181,7 +211,7 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
 
 
 def pack_frame(magic: bytes, frame: Frame) -> bytes:
-    fields = _FIELDS.pack(magic, VERSION, ALIGN, *frame)
+    fields = _FIELDS.pack(magic, frame.version, ALIGN, frame.header_bytes, frame.header_checksum, frame.file_bytes)
     body = fields.ljust(ALIGN - _CHECKSUM.size, b"\0")
     return body + _CHECKSUM.pack(checksum(body))
 
@@ -198,6 +228,10 @@ def unpack_frame(magic: bytes, block: bytes, where: str) -> Frame:
     body = block[: ALIGN - _CHECKSUM.size]
     if len(block) != ALIGN or _CHECKSUM.unpack(block[len(body) :])[0] != checksum(body):
         raise StoreError(f"{where}: checksum does not match: it is damaged")
-    if (version, align) != (VERSION, ALIGN):
-        raise StoreError(f"{where}: expected version {VERSION} aligned to {ALIGN}, got version {version}, {align}")
-    return Frame(*frame)
+    if version not in (VERSION, PACKED_VERSION) or align != ALIGN:
+        raise StoreError(
+            f"{where}: expected version {VERSION} or {PACKED_VERSION} aligned to {ALIGN}, got version {version}, "
+            f"{align}"
+        )
+    header_bytes, header_checksum, file_bytes = frame
+    return Frame(header_bytes, header_checksum, file_bytes, version)

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from ..budget import format_bytes
-from .builder import fcntl, fill_blob, sync_folder, tensor_specs, write_frame
+from .builder import fcntl, stored_form, sync_folder, tensor_specs, write_frame
 from .layout import Blob, ExpertKey, StoreError, StoreLayout, checksum
 
 Progress = Callable[[int, int], None]
@@ -40,6 +40,7 @@ def build_resumable(
     source: str = "",
     groups: tuple[str, ...] = (),
     quantization: str = "",
+    packing: str = "",
     progress: Progress | None = None,
     replace: bool = True,
 ) -> None:
@@ -50,18 +51,21 @@ def build_resumable(
         keys: the experts, in file order; all have the same tensors.
         expert: returns the tensors of one expert.
         fingerprint: of what the weights come from; a partial file with another one is begun again.
-        source, groups, quantization: for the header (see `StoreLayout`).
+        source, groups, quantization, packing: for the header (see `StoreLayout`).
         progress: called with (experts written, experts in all), at first with what was found.
         replace: with False a store that is there by now, from another process, is left as it is.
 
     Raises:
-        StoreError: the disk is full, an expert's tensors differ from the first one's, or another process builds the
-            same store. What was written stays, and the next call goes on from there.
+        StoreError: the disk is full, an expert's tensors differ from the first one's or cannot be packed, or another
+            process builds the same store. What was written stays, and the next call goes on from there.
     """
     path = Path(path)
     if not keys:
         raise ValueError("build_resumable: keys: expected at least one expert, got none")
-    layout = StoreLayout.plan(tensor_specs(expert(keys[0])), list(keys), source, groups, quantization)
+    try:
+        layout = StoreLayout.plan(tensor_specs(expert(keys[0])), list(keys), source, groups, quantization, packing)
+    except ValueError as error:
+        raise StoreError(f"store {path}: {error}") from error
     partial, log = partial_paths(path)
     try:
         with _open_locked(partial, path) as file:
@@ -133,7 +137,7 @@ def _recover(file: BinaryIO, log: Path, layout: StoreLayout, plan: str) -> int:
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
     sums: list[int] = []
     if lines and lines[0] == json.dumps({"plan": plan}):
-        buffer = bytearray(layout.blob_bytes)
+        buffer = bytearray(layout.stored_bytes)
         # A line without an end may be half a line.
         for key, line in zip(layout.keys, lines[1:-1], strict=False):
             file.seek(layout.blobs[key].offset)
@@ -177,11 +181,11 @@ def _write_rest(
         progress(done, len(keys))
     for index in range(done, len(keys)):
         key = keys[index]
-        fill_blob(blob, layout.tensors, expert(key), f"store {where}: {key}")
-        value = checksum(blob.data)
+        stored = stored_form(blob, layout, expert(key), f"store {where}: {key}")
+        value = checksum(stored.data)
         layout.blobs[key] = Blob(layout.blobs[key].offset, value)
         file.seek(layout.blobs[key].offset)
-        file.write(blob.data)
+        file.write(stored.data)
         file.flush()
         # The line says that the bytes are there: it comes after them.
         journal.write(f"{value:016x}\n")

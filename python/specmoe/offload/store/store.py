@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .builder import build_store, fill_blob
+from .builder import build_store, stored_form
 from .files import DirectFile, aligned_buffer
 from .layout import (
     ALIGN,
@@ -23,6 +23,7 @@ from .layout import (
     checksum,
     unpack_frame,
 )
+from .packing import unpack
 
 READ_ATTEMPTS = 3
 
@@ -103,7 +104,7 @@ class ExpertStore:
         return self.file.path
 
     def read_into(self, key: ExpertKey, target: memoryview) -> int:
-        """Read one expert's blob and check it, in up to three attempts.
+        """Read one expert's blob, check it, and unpack it where it is packed, in up to three attempts.
 
         Args:
             key: the expert.
@@ -119,18 +120,28 @@ class ExpertStore:
         if blob is None:
             raise StoreError(f"store {self.path}: holds no {key}")
         cause: Exception | None = None
+        stored = target[len(target) - self.layout.stored_bytes :]
         for attempt in range(READ_ATTEMPTS):
             digest = Checksum()
             try:
-                self.file.read_into(blob.offset, target, digest.update)
+                self.file.read_into(blob.offset, stored, digest.update)
             except (OSError, EOFError) as error:
                 cause = error
                 continue
             found = digest.intdigest()
             if found == blob.checksum:
+                if self.layout.packing:
+                    self._unpack(key, target, stored)
                 return attempt
             cause = ValueError(f"checksum: expected {blob.checksum:016x}, got {found:016x}")
         raise StoreError(f"store {self.path}: {key} cannot be read: {cause}") from cause
+
+    def _unpack(self, key: ExpertKey, target: memoryview, stored: memoryview) -> None:
+        try:
+            unpack(target, stored)
+        except ValueError as error:
+            # The bytes are those that were written: no further attempt can change that.
+            raise StoreError(f"store {self.path}: {key} cannot be unpacked: {error}") from error
 
     def read(self, key: ExpertKey) -> dict[str, Tensor]:
         """Return one expert's tensors in memory of their own."""
@@ -160,8 +171,8 @@ class ExpertStore:
         if key not in self.layout.blobs:
             raise StoreError(f"store {self.path}: holds no {key}")
         blob = np.zeros(self.layout.blob_bytes, dtype=np.uint8)
-        fill_blob(blob, self.layout.tensors, tensors, where)
-        if checksum(blob.data) != self.layout.blobs[key].checksum:
+        stored = stored_form(blob, self.layout, tensors, where)
+        if checksum(stored.data) != self.layout.blobs[key].checksum:
             raise StoreError(f"{where}: expected the model's weights, got others: it was made from another model")
 
     def close(self) -> None:
@@ -199,7 +210,7 @@ def _read_layout(file: DirectFile) -> StoreLayout:
 def _first_cut(layout: StoreLayout | None, size: int) -> str:
     if layout is None:
         return ": it was cut within the header"
-    cut = [key for key, blob in layout.blobs.items() if blob.offset + layout.blob_bytes > size]
+    cut = [key for key, blob in layout.blobs.items() if blob.offset + layout.stored_bytes > size]
     return f": it was cut: {len(cut)} experts are lost, the first is {cut[0]}" if cut else ": it was cut or grown"
 
 

@@ -187,11 +187,11 @@ class HostTier:
             self._policy.touch(key)
         else:
             stats.late += 1
-            stats.late_bytes += self.pool.blob_bytes if entry.guess else 0
+            stats.late_bytes += self.store.layout.stored_bytes if entry.guess else 0
         if entry.guess:
             entry.guess = False
             self._guesses.discard(key)
-            stats.useful_bytes += self.pool.blob_bytes
+            stats.useful_bytes += self.store.layout.stored_bytes
         return False
 
     def wait(self, keys: Sequence[ExpertKey]) -> list[int]:
@@ -277,7 +277,7 @@ class HostTier:
                 self._done.wait()
             for key in self._guesses:
                 self._entries[key].guess = False
-                self.stats.wasted_bytes += self.pool.blob_bytes
+                self.stats.wasted_bytes += self.store.layout.stored_bytes
             self._guesses.clear()
             return self.stats.copy()
 
@@ -368,7 +368,7 @@ class HostTier:
                 self._failed[request.key] = failure
         else:
             entry.ready = True
-            stats.demand_bytes += self.pool.blob_bytes if request.demand else 0
+            stats.demand_bytes += self.store.layout.stored_bytes if request.demand else 0
             self._policy.insert(request.key)
             if entry.stale and entry.guess:
                 self._policy.demote(request.key)
@@ -395,4 +395,4 @@ class HostTier:
         self._free.append(entry.slot)
         if entry.guess:
             self._guesses.discard(key)
-            self.stats.wasted_bytes += self.pool.blob_bytes
+            self.stats.wasted_bytes += self.store.layout.stored_bytes

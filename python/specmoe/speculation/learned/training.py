@@ -25,6 +25,8 @@ from .data import Samples
 from .model import Ensemble, RouteTransformer, build
 
 FORMAT = "specmoe learned predictor 1"
+# Share of a run's minutes after which the learning rate is whole, however few steps that were.
+WARM_BY = 0.1
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,10 @@ def train_learned(
 
 
 def _schedule(step: int, seconds: float, settings: LearnedSettings) -> float:
-    """Returns the share of the learning rate; a run that its minutes will end has cooled down by then."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup))
-    done = max(step / settings.steps, seconds / (60 * settings.minutes) if settings.minutes else 0.0)
+    """Returns the share of the learning rate; a run that its minutes will end is warm soon enough, and cool by then."""
+    elapsed = seconds / (60 * settings.minutes) if settings.minutes else 0.0
+    warm = min(1.0, max((step + 1) / max(1, settings.warmup), elapsed / WARM_BY))
+    done = max(step / settings.steps, elapsed)
     return warm * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, done))))
 
 

@@ -21,6 +21,7 @@ from specmoe.speculation.learned import (
 from specmoe.speculation.learned.augment import augmented, same_layer_partner
 from specmoe.speculation.learned.data import Samples
 from specmoe.speculation.learned.model import build
+from specmoe.speculation.learned.training import _schedule
 
 L, E, K = 4, 8, 2
 NAMES = ("baseline", "enhanced", "improved", "extended", "multi-scale", "augmented", "ensemble")
@@ -176,3 +177,14 @@ def test_augmentation_keeps_shapes_and_layers() -> None:
     changed = augmented(sets, exists, target, layers, rng, configuration("augmented"))
     assert [x.shape for x in changed] == [sets.shape, exists.shape, target.shape]
     assert not changed[1].all() and (changed[2] >= 0).all() and (changed[2] <= 1).all()
+
+
+def test_the_schedule_of_a_run_that_its_minutes_end() -> None:
+    settings = replace(configuration("enhanced", "cpu"), minutes=10.0)
+    # Steps of six seconds: a hundred of warming up would be the whole run.
+    rate = [_schedule(step, 6.0 * step, settings) for step in range(101)]
+    assert rate[0] < 0.02 and max(rate) > 0.95 and np.argmax(rate) == 10
+    assert all(a >= b for a, b in zip(rate[10:], rate[11:], strict=False)) and 0.01 < rate[100] < 0.03
+    # Steps that are quick enough: as many as are set, and the cosine over the steps.
+    quick = [_schedule(step, 0.01 * step, settings) for step in (0, 50, 99, 100, 8000, 16_000)]
+    assert quick == pytest.approx([0.01, 0.51, 1.0, 1.0, 0.51, 0.02], abs=0.01)
