@@ -37,6 +37,11 @@ class PyReader {
 
   bool cancel(uint64_t id) { return reader_.requests.cancel(id); }
 
+  bool promote(uint64_t id) {
+    py::gil_scoped_release unlocked;
+    return reader_.promote(id);
+  }
+
   bool ready(uint64_t id) { return reader_.requests.wait(id, 0.0); }
 
   // None, or what went wrong: (errno or -1 for the end of the file, text).
@@ -89,6 +94,7 @@ void bind_io(py::module_& m) {
       .def("submit", &PyReader::submit, py::arg("offset"), py::arg("target"), py::arg("urgent") = true,
            "Begin to fill a buffer from an offset; return the request's number.")
       .def("cancel", &PyReader::cancel, "Drop a request of which nothing has begun; whether it was.")
+      .def("promote", &PyReader::promote, "Make an urgent request of one that is not; whether that changed anything.")
       .def("ready", &PyReader::ready, "Whether a request is finished.")
       .def("wait", &PyReader::wait, "Wait for a request; None, or (errno, or -1 for the file's end; text).")
       .def("close", &PyReader::close, "End the reads under way, cancel the others.")

@@ -40,6 +40,13 @@ uint64_t Reader::submit(int64_t offset, int64_t bytes, char* address, bool urgen
   return id;
 }
 
+bool Reader::promote(uint64_t id) {
+  require_same_process();
+  const bool changed = requests.promote(id);
+  if (changed) engine_->pump();
+  return changed;
+}
+
 void Reader::close() {
   if (!engine_) return;
   if (getpid() != process_) {

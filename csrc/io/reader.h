@@ -18,6 +18,8 @@ class Reader {
   ~Reader();
 
   uint64_t submit(int64_t offset, int64_t bytes, char* address, bool urgent);
+  // As `Requests::promote`, and begins what may begin now.
+  bool promote(uint64_t id);
   void close();
 
   Requests requests;

@@ -45,6 +45,26 @@ bool Requests::cancel(uint64_t id) {
   return true;
 }
 
+bool Requests::promote(uint64_t id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  auto found = requests_.find(id);
+  if (found == requests_.end() || found->second->finished || found->second->urgent) return false;
+  const auto request = found->second;
+  const auto waits = [&](const Piece& rest) { return rest.request == request; };
+  const auto resting = std::count_if(rests_.begin(), rests_.end(), waits);
+  request->urgent = true;
+  // From here on its pieces are none of the guesses'.
+  guesses_under_way_ -= request->pieces - static_cast<int>(resting);
+  auto& guesses = queues_[1];
+  const auto place = std::find(guesses.begin(), guesses.end(), request);
+  if (place != guesses.end()) {
+    guesses.erase(place);
+    queues_[0].push_back(request);
+  }
+  work_.notify_all();
+  return true;
+}
+
 void Requests::abandon(uint64_t id) {
   std::lock_guard<std::mutex> lock(mutex_);
   auto found = requests_.find(id);

@@ -51,6 +51,8 @@ class Requests {
   uint64_t submit(int64_t offset, int64_t bytes, char* address, bool urgent);
   // Drops a request of which no piece has begun; its outcome is then ECANCELED.
   bool cancel(uint64_t id);
+  // Makes an urgent request of a guess that is not finished, because somebody waits for it now; whether it did.
+  bool promote(uint64_t id);
   // Cuts off what has not begun; what is under way still writes until the request is finished.
   void abandon(uint64_t id);
   // Ends all that has not begun, and refuses what is submitted later.

@@ -177,6 +177,51 @@ def test_urgent_reads_overtake(fd: int, open_reader: Callable[..., Any]) -> None
         assert reader.wait(number) is None
 
 
+def test_a_promoted_guess_is_a_demand(path: Path, open_reader: Callable[..., Any]) -> None:
+    # A pipe that nobody writes into: what began stays under way.
+    fifo = path.with_name("fifo")
+    os.mkfifo(fifo)
+    held = os.open(fifo, os.O_RDWR)
+    reader = open_reader(held, lanes=1, depth=16)
+    if reader.method == "threads":
+        os.close(held)
+        pytest.skip("pread refuses a pipe")
+    guesses = [reader.submit(0, bytearray(2 * PAGE), urgent=False) for _ in range(4)]
+    assert reader.under_way == 4 and reader.waiting == 2
+    # Of the last, nothing has begun: all of it begins now.
+    assert reader.promote(guesses[3]) and not reader.promote(guesses[3])
+    assert reader.under_way == 6 and reader.waiting == 1
+    # The two pieces of the first are under way; they leave their places to those of the third.
+    assert reader.promote(guesses[0])
+    assert reader.under_way == 8 and reader.waiting == 0
+    for _ in range(8):
+        os.write(held, bytes(PAGE))
+    for number in guesses:
+        assert reader.wait(number) is None
+    assert not reader.promote(guesses[1]) and not reader.promote(12345)
+    # And the count of guesses under way is right again.
+    more = [reader.submit(0, bytearray(PAGE), urgent=False) for _ in range(9)]
+    assert reader.under_way == 4
+    for _ in range(9):
+        os.write(held, bytes(PAGE))
+    for number in more:
+        assert reader.wait(number) is None
+    os.close(held)
+
+
+def test_promoting_while_reads_end(fd: int, open_reader: Callable[..., Any]) -> None:
+    reader = open_reader(fd, depth=3)
+    for _ in range(30):
+        parts = [buffer(8) for _ in range(12)]
+        numbers = [reader.submit(i * PAGE, part, urgent=False) for i, part in enumerate(parts)]
+        for number in numbers[::-1]:
+            reader.promote(number)
+        for i, (number, part) in enumerate(zip(numbers, parts, strict=True)):
+            assert reader.wait(number) is None
+            assert part[:] == CONTENT[i * PAGE : (i + 8) * PAGE]
+    assert reader.waiting == reader.under_way == 0
+
+
 def test_closing_cancels_what_waits(fd: int, open_reader: Callable[..., Any]) -> None:
     reader = open_reader(fd, lanes=1, depth=1)
     numbers = [reader.submit(0, buffer()) for _ in range(50)]

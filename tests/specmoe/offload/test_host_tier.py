@@ -189,6 +189,50 @@ def test_demand_for_a_guess_on_its_way_is_late_and_read_once(store: ExpertStore,
         assert reads.begun == [key(2)]
 
 
+def test_a_late_guess_no_longer_stands_behind_other_guesses(
+    store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = store.file.reader
+    if reader is None:
+        pytest.skip("no native reader")
+    promoted: list[tuple[ExpertKey, bool]] = []
+
+    class Slow:
+        """Lets a guess's parts be waited for only when its demand is there."""
+
+        def submit(self, offset: int, part: Any, urgent: bool) -> int:
+            return int(reader.submit(offset, part, urgent=urgent))
+
+        def wait(self, number: int) -> Any:
+            assert asked.wait(10)
+            return reader.wait(number)
+
+        def promote(self, number: int) -> bool:
+            promoted.append((key(1), number in store.file._background[store.layout.blobs[key(1)].offset]))
+            return bool(reader.promote(number))
+
+        def cancel(self, number: int) -> bool:
+            return bool(reader.cancel(number))
+
+    asked = threading.Event()
+    monkeypatch.setattr(store.file, "reader", Slow())
+    with HostTier(store, 4, lanes=2) as tier:
+        tier.speculate([(key(1), 0.5)])
+        while not store.file._background:
+            time.sleep(0.001)
+        assert tier.demand([key(1)]) == 0
+        asked.set()
+        tier.wait([key(1)])
+        assert promoted == [(key(1), True)] and not store.file._background
+        # One that is demanded from the beginning, or there by now, is nobody's guess.
+        tier.demand([key(1), key(2)])
+        tier.wait([key(2)])
+        assert len(promoted) == 1
+        tier.release([key(1), key(1), key(2)])
+        assert tier.stats.late == 1
+    monkeypatch.undo()
+
+
 def test_useful_and_wasted_guesses(store: ExpertStore, reads: HeldReads) -> None:
     blob = store.layout.blob_bytes
     with HostTier(store, 3) as tier:

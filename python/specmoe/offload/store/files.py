@@ -75,6 +75,8 @@ class DirectFile:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._calling = threading.local()
+        # The parts of reads in the background that are under way, by the offset of the first.
+        self._background: dict[int, list[int]] = {}
         self._fd, self.mode = self._open(direct)
         self.size = os.fstat(self._fd).st_size
         self.reader: Any = None
@@ -118,6 +120,11 @@ class DirectFile:
         """Let the reads of the calling thread, from now on, stand behind those of others, or no more."""
         self._calling.background = background
 
+    def hurry(self, offset: int) -> None:
+        """Let the read in the background that began at `offset` stand with the others from now on, if there is one."""
+        for number in self._background.get(offset, ()):
+            self.reader.promote(number)
+
     def read_into(
         self, offset: int, target: memoryview, arrived: Callable[[memoryview], object] = lambda part: None
     ) -> None:
@@ -147,6 +154,8 @@ class DirectFile:
         urgent = not getattr(self._calling, "background", False)
         parts = [(begin, target[begin : begin + PART]) for begin in range(0, len(target), PART)]
         numbers = deque(self.reader.submit(offset + begin, part, urgent=urgent) for begin, part in parts)
+        if not urgent:
+            self._background[offset] = list(numbers)
         try:
             for _, part in parts:
                 failure = self.reader.wait(numbers.popleft())
@@ -155,6 +164,8 @@ class DirectFile:
                     raise EOFError(text) if code < 0 else OSError(code, text)
                 arrived(part)
         finally:
+            if not urgent:
+                self._background.pop(offset, None)
             # After a failure, or Ctrl-C: nothing may write into the buffer later on.
             for number in numbers:
                 self.reader.cancel(number)

@@ -103,6 +103,10 @@ class ExpertStore:
     def path(self) -> Path:
         return self.file.path
 
+    def hurry(self, key: ExpertKey) -> None:
+        """Let the read of an expert, if it is in the background, stand with those that are waited for."""
+        self.file.hurry(self.layout.blobs[key].offset)
+
     def read_into(self, key: ExpertKey, target: memoryview) -> int:
         """Read one expert's blob, check it, and unpack it where it is packed, in up to three attempts.
 

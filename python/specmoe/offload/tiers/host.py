@@ -187,6 +187,9 @@ class HostTier:
             self._policy.touch(key)
         else:
             stats.late += 1
+            if entry.guess:
+                # A layer waits for it now: other guesses must not stand before it.
+                self.store.hurry(key)
             stats.late_bytes += self.store.layout.stored_bytes if entry.guess else 0
         if entry.guess:
             entry.guess = False
