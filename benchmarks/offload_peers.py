@@ -36,7 +36,8 @@ from specmoe.speculation import Oracle
 
 RESIDENT, PEER, MAP = "resident", "transformers, disk offload", "experts in a memory map"
 ENGINE = {arm.name: arm for arm in MODEL_ARMS if not arm.resident}
-ARMS = (PEER, MAP, *ENGINE)
+PACKED = ", packed"
+ARMS = (PEER, MAP, *ENGINE, *(name + PACKED for name, arm in ENGINE.items() if not arm.mapped))
 PROMPT = 16
 
 
@@ -44,14 +45,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--store", type=Path, help="by default in the cache folder, written if it is not there")
+    parser.add_argument("--packed", type=Path, help="a store of the same checkpoint with --pack, for the arms packed")
     parser.add_argument("--memory", default="2GiB", help="for experts")
     parser.add_argument("--limit", default="2.75GiB", help="of the process, page cache included")
     parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[RESIDENT, *ARMS])
+    parser.add_argument("--arms", nargs="+", choices=[RESIDENT, *ARMS], help="by default all that have their store")
     parser.add_argument("--output", type=Path, default=Path("offload-peers"))
     parser.add_argument("--scratch", type=Path, help="folder for what transformers writes; by default a temporary one")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.arms is None:
+        options.arms = [arm for arm in ARMS if options.packed is not None or not arm.endswith(PACKED)]
+    if options.packed is None and any(arm.endswith(PACKED) for arm in options.arms):
+        parser.error("--packed: expected a store for the arms packed, got none")
     if options.store is None:
         options.store = default_store(options.checkpoint)
     if options.child is not None:
@@ -71,7 +77,8 @@ def main() -> None:
 
 def run(arm: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one arm in a process of its own; return what it measured."""
-    for file in (*options.checkpoint.iterdir(), options.store):
+    stores = [store for store in (options.store, options.packed) if store is not None]
+    for file in (*options.checkpoint.iterdir(), *stores):
         drop_cached_pages(file)
     command = [sys.executable, __file__, *sys.argv[1:], "--child", arm]
     limit = parse_bytes(options.limit, argument="--limit")
@@ -129,8 +136,9 @@ def mapped(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def engine(options: argparse.Namespace) -> dict[str, Any]:
-    arm = ENGINE[options.child]
-    with offload(options.checkpoint, options.store, memory=options.memory, direct=True) as opened:
+    arm = ENGINE[options.child.removesuffix(PACKED)]
+    store = options.packed if options.child.endswith(PACKED) else options.store
+    with offload(options.checkpoint, store, memory=options.memory, direct=True) as opened:
         guess: Any = {"predicted": "next_gate"}.get(str(arm.guess), arm.guess)
         if guess == "oracle":
             guess = Oracle(routes_of(opened, options), opened.blocks[0].num_experts)

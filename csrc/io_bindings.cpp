@@ -18,8 +18,8 @@ constexpr double SLICE = 0.1;
 
 class PyReader {
  public:
-  PyReader(int fd, const std::string& method, int lanes, int depth, int64_t piece_bytes)
-      : reader_(fd, method, lanes, depth, piece_bytes) {}
+  PyReader(int fd, const std::string& method, int lanes, int depth, int64_t piece_bytes, int guesses)
+      : reader_(fd, method, lanes, depth, piece_bytes, guesses) {}
 
   uint64_t submit(int64_t offset, const py::buffer& target, bool urgent) {
     const py::buffer_info info = target.request(true);
@@ -89,8 +89,8 @@ class PyReader {
 
 void bind_io(py::module_& m) {
   py::class_<PyReader>(m, "Reader", "Asynchronous reads of an open file into memory.")
-      .def(py::init<int, const std::string&, int, int, int64_t>(), py::arg("fd"), py::arg("method") = "auto",
-           py::arg("lanes") = 4, py::arg("depth") = 32, py::arg("piece_bytes") = 1 << 20)
+      .def(py::init<int, const std::string&, int, int, int64_t, int>(), py::arg("fd"), py::arg("method") = "auto",
+           py::arg("lanes") = 4, py::arg("depth") = 32, py::arg("piece_bytes") = 1 << 20, py::arg("guesses") = 4)
       .def("submit", &PyReader::submit, py::arg("offset"), py::arg("target"), py::arg("urgent") = true,
            "Begin to fill a buffer from an offset; return the request's number.")
       .def("cancel", &PyReader::cancel, "Drop a request of which nothing has begun; whether it was.")

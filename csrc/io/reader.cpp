@@ -6,19 +6,12 @@
 
 namespace moe {
 
-namespace {
-
-// Pieces of guesses under way at once: enough to keep a disk busy (2 pieces of 1 MiB are as fast as 16 on the virtual
-// disk that this was measured on), and few enough that a demand soon has its turn.
-constexpr int MOST_GUESSES = 4;
-
-}  // namespace
-
-Reader::Reader(int fd, const std::string& wanted, int lanes, int depth, int64_t piece_bytes)
-    : requests(piece_bytes, MOST_GUESSES), process_(getpid()) {
-  if (lanes < 1 || depth < 1 || depth > 4095 || piece_bytes < 4096 || piece_bytes % 4096)
-    throw Error("Reader: expected lanes >= 1, depth in 1..4095 and a piece of whole pages, got " +
-                std::to_string(lanes) + ", " + std::to_string(depth) + ", " + std::to_string(piece_bytes));
+Reader::Reader(int fd, const std::string& wanted, int lanes, int depth, int64_t piece_bytes, int guesses)
+    : requests(piece_bytes, guesses), process_(getpid()) {
+  if (lanes < 1 || depth < 1 || depth > 4095 || piece_bytes < 4096 || piece_bytes % 4096 || guesses < 1)
+    throw Error("Reader: expected lanes >= 1, depth in 1..4095, a piece of whole pages and guesses >= 1, got " +
+                std::to_string(lanes) + ", " + std::to_string(depth) + ", " + std::to_string(piece_bytes) + ", " +
+                std::to_string(guesses));
   if (wanted != "auto" && wanted != "io_uring" && wanted != "threads")
     throw Error("Reader: method: expected auto, io_uring or threads, got " + wanted);
   if (wanted == "threads")

@@ -13,8 +13,9 @@ namespace moe {
 
 class Reader {
  public:
-  // `fd` stays its owner's and must outlive the reader. `method`: "auto", "io_uring" or "threads".
-  Reader(int fd, const std::string& method, int lanes, int depth, int64_t piece_bytes);
+  // `fd` stays its owner's and must outlive the reader. `method`: "auto", "io_uring" or "threads". `guesses`: pieces of
+  // requests that are not urgent under way at once.
+  Reader(int fd, const std::string& method, int lanes, int depth, int64_t piece_bytes, int guesses);
   ~Reader();
 
   uint64_t submit(int64_t offset, int64_t bytes, char* address, bool urgent);
