@@ -125,5 +125,16 @@ def test_import_loads_no_heavy_package():
     assert set(ast.literal_eval(done.stdout)) <= {"triton"}
 
 
+def test_the_engine_loads_no_compiler():
+    # Seconds, and more than 100 MB; and still told of it when somebody compiles.
+    code = (
+        "import sys, specmoe.offload, moe_kernels.integrations.experts as e; "
+        "assert 'torch._dynamo' not in sys.modules; "
+        "import torch._dynamo; assert e.recognize._dynamo_marked_constant"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_front_page_is_short():
     assert len((ROOT / "moe_kernels" / "__init__.py").read_text().splitlines()) <= 40

@@ -50,6 +50,7 @@ void decode_attention(const DecodeAttention& a, const TensorView& out, int threa
   if (keys.dims != 4) throw Error("decode_attention: keys: expected 4 dimensions, got " + describe(keys));
   const int64_t rows = a.q.shape[0], key_heads = keys.shape[1], columns = keys.shape[2], size = keys.shape[3];
   check_quantum(op, "head size", size, 2 * QUANTUM);
+  if (key_heads < 1) throw Error("decode_attention: keys: expected at least one head, got " + describe(keys));
   const DType dtype = a.q.dtype;
   check_type(op, "keys", keys, dtype, {rows, -1, -1, -1});
   check_type(op, "values", a.values, dtype, {rows, key_heads, columns, size});
@@ -62,7 +63,7 @@ void decode_attention(const DecodeAttention& a, const TensorView& out, int threa
   check_type(op, "out", out, dtype, {rows, a.q.shape[1]});
   check_norm(op, "q_norm", a.q_norm, size);
   check_norm(op, "k_norm", a.k_norm, size);
-  check_quantum(op, "q", a.q.shape[1], std::max<int64_t>(key_heads * size, 1));
+  check_quantum(op, "q", a.q.shape[1], key_heads * size);
   if (a.column < 0 || a.column >= columns || a.window < 1)
     throw Error("decode_attention: column: expected one of " + std::to_string(columns) +
                 " and a window of at least 1, got " + std::to_string(a.column) + " and " + std::to_string(a.window));

@@ -9,6 +9,7 @@ from moe_kernels.choices import weights_of_choices
 from moe_kernels.integrations.low_bits import low_bits, widen_at_first_use
 from moe_kernels.integrations.recognition import Recognized, has_gate, recognize
 from moe_kernels.integrations.steps import Parts, experts_in_steps
+from moe_kernels.integrations.when_imported import when_imported
 from moe_kernels.ops.fused_experts import fused_experts
 
 
@@ -25,8 +26,9 @@ def parts_of(module: nn.Module, found: Recognized) -> Parts:
     )
 
 
-# A module's answer does not change, and torch.compile need not follow how it was found.
-torch.compiler.assume_constant_result(recognize)
+# A module's answer does not change, and torch.compile need not follow how it was found. Told when the compiler is
+# imported, which takes seconds and more than 100 MB: whoever compiles nothing does without.
+when_imported("torch._dynamo", lambda _: torch.compiler.assume_constant_result(recognize))
 
 
 def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

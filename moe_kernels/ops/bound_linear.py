@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_kernels.native import core, view, view_or_none
+from moe_kernels.native import core, native, view, view_or_none
 from moe_kernels.ops.direct import plain_call
 from moe_kernels.ops.prepared_lora import PreparedLora
 from moe_kernels.ops.registration import weight_dtype
-from moe_kernels.registry import unforced_on_cpu
 
 
 def can_bind(*weights: Tensor) -> bool:
@@ -25,7 +25,8 @@ def can_bind(*weights: Tensor) -> bool:
         not torch.is_grad_enabled()
         and all(weight.is_cpu and weight.dtype == first.dtype and weight.is_contiguous() for weight in weights)
         and first.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and unforced_on_cpu("grouped_mm", "") is not None
+        and native()[0] is not None
+        and os.environ.get("MOE_KERNELS_BACKEND", "") in ("", "cpu")
         and plain_call(*weights)
     )
 
@@ -45,7 +46,8 @@ def is_plain(module: nn.Module) -> bool:
 class BoundLinear:
     """x · Wᵀ + bias, and the deltas of adapters, as `grouped_mm` and `grouped_lora_` compute them.
 
-    The addresses are those of the time when this is made: tensors may change in place, but not move, while it is used.
+    What is looked up is the memory that the tensors have when this is made: it sees changes in place, and not what a
+    parameter is given instead (`.data = `, `.to()`).
     """
 
     def __init__(
@@ -74,15 +76,16 @@ class BoundLinear:
         self._takes, self._gives = (rows, inputs), (rows, outputs)
         self._dtype = weight.dtype
         offsets = torch.tensor([0, rows], dtype=torch.int32)
-        self._kept = [weight, bias, offsets]
-        self._weight, self._offsets = view(weight.detach()[None]), view(offsets)
-        self._bias = view_or_none(None if bias is None else bias.detach()[None])
+        # Of their own: a parameter may be given other memory, and its own go, while this is used.
+        matrix, row = weight.detach()[None], None if bias is None else bias.detach()[None]
+        self._kept = [matrix, row, offsets]
+        self._weight, self._offsets, self._bias = view(matrix), view(offsets), view_or_none(row)
         self._adapters = [(self._views(lora), factors) for lora, factors in adapters]
         self._product, self._delta = core().grouped_mm, core().grouped_lora
 
     def _views(self, lora: PreparedLora) -> tuple[object, ...]:
         scaling = lora.scaling.to(weight_dtype(lora.A)).contiguous()
-        tensors = lora.A, lora.B, lora.groups.contiguous(), scaling, lora.ranks
+        tensors = lora.A.detach(), lora.B.detach(), lora.groups.contiguous(), scaling, lora.ranks
         self._kept += tensors
         return tuple(view_or_none(tensor) for tensor in tensors)
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from moe_kernels import grouped_lora_, grouped_mm
+from moe_kernels.native import native
 from moe_kernels.ops.bound_linear import BoundLinear, can_bind
 from moe_kernels.ops.prepared_lora import PreparedLora
-from moe_kernels.registry import unforced_on_cpu
 
 N, H, O, G, R = 12, 24, 40, 5, 8
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-pytestmark = pytest.mark.skipif(unforced_on_cpu("grouped_mm", "") is None, reason="the native core is not built")
+pytestmark = pytest.mark.skipif(native()[0] is None, reason="the native core is not built")
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,19 @@ def test_what_it_needs_stays_alive():
     wanted = layer(x)
     del weight, bias, A, B, scaling
     rubbish = [torch.full((size,), 7.0) for size in (H * O, O, G * R * H, G * O * R, N, G) for _ in range(20)]
+    assert torch.equal(layer(x), wanted) and rubbish
+
+
+def test_memory_that_a_parameter_gives_up_stays_readable():
+    x, weight, bias, A, B, scaling = tensors(torch.float32)
+    parameters = [torch.nn.Parameter(t, requires_grad=False) for t in (weight, bias, A, B)]
+    lora = PreparedLora(*parameters[2:], torch.arange(N) % G, scaling)
+    layer = BoundLinear(*parameters[:2], N, [(lora, None)])
+    wanted = layer(x)
+    del weight, bias, A, B
+    for parameter in parameters:
+        parameter.data = torch.zeros_like(parameter)
+    rubbish = [torch.full((size,), 7.0) for size in (H * O, O, G * R * H, G * O * R) for _ in range(20)]
     assert torch.equal(layer(x), wanted) and rubbish
 
 

@@ -21,12 +21,12 @@ KNOWN = {
 
 @torch.no_grad()
 def generate(model: Any, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
-    """Continues prompts as `model.generate` does: the same choices, up to the rounding of the attention.
+    """Continues prompts as `model.generate` does: the same choices, up to the rounding of products, norms, attention.
 
     Args:
         model: a causal model of transformers, with whatever stands in place of its linear layers.
         input_ids: (B, S) int64, padded at the front.
-        attention_mask: (B, S) 1 for tokens and 0 for padding.
+        attention_mask: (B, S) or (1, S), 1 for tokens and 0 for padding.
         options: of transformers' `GenerationConfig`; the model's own stand where none is given.
 
     Returns:
@@ -35,14 +35,10 @@ def generate(model: Any, input_ids: Tensor, attention_mask: Tensor, **options: A
     config = copy.deepcopy(model.generation_config)
     config.update(**options)
     network = read(model)
-    if (
-        network is None
-        or not _knows(config, options)
-        or input_ids.shape[1] == 0
-        or not _padded_in_front(attention_mask)
-    ):
+    if network is None or not _knows(config, options) or not _padded_in_front(input_ids, attention_mask):
         return model.generate(input_ids, attention_mask=attention_mask, **options)
-    return _continue(State(network, attention_mask), input_ids, config)
+    mask = (attention_mask != 0).expand_as(input_ids).long()
+    return _continue(State(network, mask), input_ids, config)
 
 
 def _continue(state: State, ids: Tensor, config: Any) -> Tensor:
@@ -76,5 +72,9 @@ def _knows(config: Any, options: dict[str, Any]) -> bool:
     return named <= KNOWN and config.max_new_tokens is not None and config.use_cache is not False
 
 
-def _padded_in_front(mask: Tensor) -> bool:
-    return bool((mask[:, 1:] >= mask[:, :-1]).all()) and bool(mask[:, -1].all())
+def _padded_in_front(ids: Tensor, mask: Tensor) -> bool:
+    """Whether there are prompts, and a mask for them (of each row, or one for all) that hides tokens in front alone."""
+    if ids.shape[1] == 0 or mask.dim() != 2 or mask.shape[1] != ids.shape[1] or mask.shape[0] not in (1, len(ids)):
+        return False
+    seen = mask != 0
+    return bool((seen[:, 1:] >= seen[:, :-1]).all()) and bool(seen[:, -1].all())

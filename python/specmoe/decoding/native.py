@@ -20,6 +20,7 @@ from .network import Bindable, Layer, Map, Network, Norm
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 NORMS = ("before_attention", "after_attention", "before_mlp", "after_mlp")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Values of a row that the core takes at a time; a rotation takes both halves of a head at once.
 QUANTUM = 16
 
@@ -49,6 +50,8 @@ class NativeNorm:
 
     def __call__(self, x: Tensor, base: Tensor | None = None) -> Tensor:
         """Returns what the `Norm` does for x (B, F)."""
+        if x.dtype not in DTYPES or (base is not None and base.dtype != x.dtype):
+            return self._norm(x, base)
         out, x = torch.empty_like(x, memory_format=torch.contiguous_format), x.contiguous()
         base = None if base is None else base.contiguous()
         core().rms_norm(
@@ -93,8 +96,8 @@ class NativeAttention:
             n: the layer's number.
             q, k, v: (B, H·D), (B, N·D) and (B, N·D); q and k may be overwritten.
         """
-        layer = self.cache.network.layers[n]
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        layer, dtype = self.cache.network.layers[n], self.cache.layers[n][0].dtype
+        q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
         out = torch.empty_like(q)
         norm = layer.query_norm
         core().decode_attention(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moe_kernels.ops.bound_linear import is_plain
+
 Map = Callable[[Tensor], Tensor]
 
 
@@ -18,7 +20,7 @@ class Bindable(Protocol):
     """A module that knows a faster form of itself for a batch that is continued."""
 
     def bound(self, rows: int) -> Map | None:
-        """Returns what takes (rows, in) in its place while the model is not changed, None where there is none."""
+        """Returns what takes (rows, in) in its place for one generation, None where there is none."""
         ...
 
 
@@ -113,8 +115,10 @@ def read(model: Any) -> Network | None:
         return None
     if any(kind in _GROWING for kind in _rope_types(config.rope_parameters)):
         return None
-    # accelerate moves weights in hooks around modules that a step does not call.
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+    # Hooks around modules that a step does not call, or that expect (B, S, features); accelerate's move weights.
+    if not all(is_plain(module) and not hasattr(module, "_hf_hook") for module in model.modules()):
+        return None
+    if not _as_published(model) or config._attn_implementation not in ("sdpa", "eager"):
         return None
     inner = model.model
     like = torch.empty(0, dtype=model.dtype, device=model.device)
@@ -129,6 +133,22 @@ def read(model: Any) -> Network | None:
         tuple(_layer(layer, gemma) for layer in inner.layers),
         config.num_attention_heads, config.num_key_value_heads, inner.layers[0].self_attn.head_dim, rotary,
     )  # fmt: skip
+
+
+def _as_published(model: Any) -> bool:
+    """Whether all but the linear layers and embeddings are transformers' own, and nobody's replacement or wrapper."""
+    if not _of_transformers(model):
+        return False
+    modules = [model.model, model.model.rotary_emb, model.model.norm]
+    for layer in model.model.layers:
+        modules += [layer, layer.self_attn, layer.mlp, *(m for n, m in layer.named_modules() if n.endswith("norm"))]
+        modules.append(getattr(layer.mlp, "act_fn", layer.mlp))
+    return all(_of_transformers(module) for module in modules)
+
+
+def _of_transformers(module: Any) -> bool:
+    # Some of its activations are torch's.
+    return type(module).__module__.startswith(("transformers.", "torch.nn."))
 
 
 def _rope_types(parameters: Any) -> list[str]:

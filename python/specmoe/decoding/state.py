@@ -18,42 +18,40 @@ from .network import Network, Norm
 class Attention(Protocol):
     """What a layer hears of the columns before; see `TorchAttention`."""
 
+    def begin(self) -> None: ...
+
     def __call__(self, n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
 class State:
-    """A batch behind its prompts; the rows are padded at the front."""
+    """A batch behind its prompts; the rows are padded at the front. First `read`, then `step` as often as wanted.
+
+    Attributes:
+        network: the model, read by `network.read`. Its weights must not be replaced meanwhile.
+        mask: (B, S) int64, 1 for tokens and 0 for padding.
+        cache: keys and values, once the prompts are read.
+    """
 
     def __init__(self, network: Network, mask: Tensor) -> None:
-        """Makes an empty state; the model's weights must not change while it is used.
-
-        Args:
-            network: the model, read by `network.read`.
-            mask: (B, S) 1 for tokens and 0 for padding.
-        """
         self.network, self.mask = network, mask
 
     def read(self, ids: Tensor) -> Tensor:
         """Returns the logits (B, V) behind the prompts (B, S), and keeps their keys and values."""
         B, S = ids.shape
-        net = bound(self.network, B * S)
-        x = net.embed(ids.reshape(-1))
+        x = self.network.embed(ids.reshape(-1))
         self.cache = Cache(self.network, self.mask, x)
         self._net = bound(self.network, B)
-        self._native = NativeAttention(self.cache) if attends(self.cache) else None
-        x = _run(net, x, TorchAttention(self.cache, S))
+        self._attention: Attention = NativeAttention(self.cache) if attends(self.cache) else TorchAttention(self.cache)
+        prompts = TorchAttention(self.cache)
+        prompts.begin(S)
+        x = _run(bound(self.network, B * S), x, prompts)
         # Of the last column alone; the head knows B rows.
         return self._net.head(self._net.norm(x.view(B, S, -1)[:, -1].contiguous()))
 
     def step(self, tokens: Tensor) -> Tensor:
         """Returns the logits (B, V) behind one more token of each row, (B,)."""
-        attention: Attention
-        if self._native is None:
-            attention = TorchAttention(self.cache, 1)
-        else:
-            attention = self._native
-            self._native.begin()
-        return self._net.head(self._net.norm(_run(self._net, self._net.embed(tokens), attention)))
+        self._attention.begin()
+        return self._net.head(self._net.norm(_run(self._net, self._net.embed(tokens), self._attention)))
 
 
 def _run(net: Network, x: Tensor, attention: Attention) -> Tensor:

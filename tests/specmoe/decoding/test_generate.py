@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+import peft
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
 
-from moe_kernels.registry import unforced_on_cpu
+from moe_kernels.native import native as native_core
 from moe_kernels.testing import relative_error
 from specmoe.decoding import generate, native
 from specmoe.decoding.choosing import argmax
@@ -112,7 +115,7 @@ def test_the_core_does_what_it_can(model, prompts, core, monkeypatch):
     monkeypatch.setattr(native.NativeAttention, "__call__", lambda *a: attended.append(1) or attend(*a))
     monkeypatch.setattr(native.BoundLinear, "__call__", lambda *a: multiplied.append(1) or multiply(*a))
     generate(model, *prompts, max_new_tokens=5)
-    built = unforced_on_cpu("grouped_mm", "") is not None
+    built = native_core()[0] is not None and os.environ.get("MOE_KERNELS_BACKEND") != "reference"
     # 3 layers, 4 steps behind the prompts; 7 linear layers in each and the head.
     assert len(attended) == (12 if built and model.config.hidden_size == 128 else 0)
     assert len(multiplied) == (5 * 22 if built else 0)
@@ -123,6 +126,89 @@ def test_hooks_of_linear_layers_are_called(model, prompts):
     with model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *a: called.append(1)):
         generate(model, *prompts, max_new_tokens=5)
     assert len(called) == 5
+
+
+@pytest.mark.parametrize("part", ["layers.1", "layers.0.mlp", "layers.2.self_attn", "norm", "layers.0.mlp.down_proj"])
+def test_hooks_are_seen(model, prompts, own, part):
+    ids, mask = prompts
+    plain = generate(model, ids, mask, max_new_tokens=9)
+
+    def steer(module, given, found):
+        changed = found[0] if isinstance(found, tuple) else found
+        changed[:, -1] += 2.0
+
+    own.clear()
+    with model.model.get_submodule(part).register_forward_hook(steer):
+        wanted = model.generate(ids, attention_mask=mask, max_new_tokens=9)
+        found = generate(model, ids, mask, max_new_tokens=9)
+    assert torch.equal(found, wanted) and not torch.equal(found, plain) and not own
+
+
+@pytest.mark.parametrize("case", ["mlp", "forward", "norm", "attention"])
+def test_other_parts_are_left_to_transformers(model, case):
+    class Other(torch.nn.Module):
+        def __init__(self, there):
+            super().__init__()
+            self.there = there
+
+        def forward(self, *given, **options):
+            return self.there(*given, **options)
+
+    layer = model.model.layers[1]
+    if case == "mlp":
+        layer.mlp = Other(layer.mlp)
+    elif case == "norm":
+        layer.input_layernorm = Other(layer.input_layernorm)
+    elif case == "forward":
+        layer.mlp.forward = layer.mlp.forward
+    else:
+        model.config._attn_implementation = "mine"
+    assert read(model) is None
+
+
+def test_adapters_of_peft_in_place_and_around(prompts, own):
+    torch.manual_seed(3)
+    model = qwen(**NATIVE).eval()
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"])).eval()
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.2 * torch.randn_like(parameter)
+    ids, mask = prompts
+    wanted = wrapped.generate(input_ids=ids, attention_mask=mask, max_new_tokens=9)
+    assert torch.equal(generate(wrapped, ids, mask, max_new_tokens=9), wanted) and not own
+    assert torch.equal(generate(model, ids, mask, max_new_tokens=9), wanted) and len(own) == 8
+
+
+def test_float64(model, prompts, own):
+    ids, mask = prompts
+    model = model.double()
+    wanted = model.generate(ids, attention_mask=mask, max_new_tokens=9)
+    assert torch.equal(generate(model, ids, mask, max_new_tokens=9), wanted) and len(own) == 8
+
+
+def test_masks_of_other_kinds(model, own):
+    torch.manual_seed(4)
+    ids = torch.randint(4, 190, (3, 8))
+    mask = torch.ones(1, 8, dtype=torch.int64)
+    mask[0, :2] = 0
+    wanted = model.generate(ids, attention_mask=mask.expand(3, -1), max_new_tokens=6)
+    for given in (mask, mask.bool(), mask.float(), mask.expand(3, -1).int()):
+        assert torch.equal(generate(model, ids, given, max_new_tokens=6), wanted)
+    assert len(own) == 20
+
+
+def test_weights_that_are_replaced_meanwhile_stay_readable(model, prompts):
+    ids, mask = prompts
+    wanted = generate(model, ids, mask, max_new_tokens=6)
+    state = State(read(model), mask)
+    with torch.no_grad():
+        tokens = [state.read(ids).argmax(-1)]
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        rubbish = [torch.full((n, 128), 7.0) for n in (32, 48, 128, 192) for _ in range(40)]
+        for _ in range(5):
+            tokens.append(state.step(tokens[-1]).argmax(-1))
+    assert torch.equal(torch.stack(tokens, 1), wanted[:, ids.shape[1] :]) and rubbish
 
 
 def test_ends(model, prompts, own):
