@@ -72,6 +72,8 @@ class Mapped:
 def report(path: Path, keys: list[ExpertKey]) -> None:
     mapped = Mapped(path)
     with ExpertStore.open(path) as direct, ExpertStore.open(path, direct=False) as buffered:
+        if direct.layout.packing:
+            raise SystemExit(f"{path}: expected a store as it is, got a packed one")
         size, blobs = direct.layout.blob_bytes, direct.layout.blobs
         files = {name: file for name in METHODS if (file := opened_by(path, name)) is not None}
         print(f"{len(keys)} experts of {format_bytes(size)}; opened {direct.file.mode}\n")

@@ -19,6 +19,8 @@ from specmoe.offload.store.layout import DTYPES
 
 def load(checkpoint: Any, store: ExpertStore) -> Any:
     """Load a model whose experts are views of a map of the whole store. Biases and scales are not supported."""
+    if store.layout.packing:
+        raise SystemExit(f"{store.path}: expected a store as it is, got a packed one")
     drop_cached_pages(store.path)
     layout = store.layout
     with store.path.open("rb") as file:

@@ -11,7 +11,7 @@ namespace moe {
 class ReadEngine {
  public:
   virtual ~ReadEngine() = default;
-  // Called after every submission.
+  // Called after every submission and promotion.
   virtual void pump() = 0;
   // Ends what is under way and the engine's threads; `requests` is closed before.
   virtual void stop() = 0;

@@ -173,7 +173,7 @@ def _replay(
     with screen.progress(plan.layers * plan.num_experts, "experts") as step:
         store, _ = replay_store(plan, folder or cache_dir(), lambda done, total: step(""))
     with store:
-        budget = parse_bytes(memory, whole=store.layout.payload_bytes, argument="--memory")
+        budget = parse_bytes(memory, whole=store.layout.expert_bytes, argument="--memory")
         slots = slots_within(budget, store, plan.top_k)
         parts = []
         for number in range(rounds):
@@ -208,7 +208,7 @@ def _end_to_end(
         with progress_bar("writing experts") as step:
             build_checkpoint_store(model, path, progress=step, replace=False).close()
     with ExpertStore.open(path) as opened:
-        budget = parse_bytes(memory, whole=opened.layout.payload_bytes, argument="--memory")
+        budget = parse_bytes(memory, whole=opened.layout.expert_bytes, argument="--memory")
         begin = time.perf_counter()
         with offload(model, opened, memory=budget) as engine:
             screen.say(f"loaded everything but the experts in {time.perf_counter() - begin:.1f} s")

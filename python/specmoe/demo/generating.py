@@ -47,7 +47,7 @@ def demo_generating(prompt: str | None, tokens: int, memory: str, keep: bool, pl
         raise ValueError(f"--prompt: expected characters of the model's vocabulary, got {texts[0]!r}")
 
     store = _model_store(offloaded, model_dir.parent / "experts.store", screen)
-    needed = store.layout.payload_bytes
+    needed = store.layout.expert_bytes
     try:
         budget = parse_bytes(memory, whole=needed, argument="--memory")
         with offload(offloaded, store, memory=budget, check=False) as engine:

@@ -60,7 +60,7 @@ def demo_replaying(trace: Path | None, size: str, memory: str, tokens: int | Non
             f"store: {'using' if found else 'wrote'} {store.path} ({format_bytes(store.file.size)}, {kept}), "
             f"read {store.file.mode}"
         )
-        budget = parse_bytes(memory, whole=store.layout.payload_bytes, argument="--memory")
+        budget = parse_bytes(memory, whole=store.layout.expert_bytes, argument="--memory")
         slots = slots_within(budget, store, plan.top_k)
         load = seconds_per_load(store)
         rounds = _rounds(held_out, tokens or _affordable(load * plan.layers * plan.top_k))

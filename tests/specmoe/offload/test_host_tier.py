@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from specmoe.offload import ExpertKey, ExpertStore, HostTier, StoreError
+from specmoe.offload.store import aligned_buffer
 from specmoe.offload.tiers import SlotPool
 
 MakeLayers = Callable[..., dict[int, dict[str, torch.Tensor]]]
@@ -229,8 +230,43 @@ def test_a_late_guess_no_longer_stands_behind_other_guesses(
         tier.wait([key(2)])
         assert len(promoted) == 1
         tier.release([key(1), key(1), key(2)])
-        assert tier.stats.late == 1
+        assert tier.stats.late == 1 and not store.file._hurried
     monkeypatch.undo()
+
+
+def test_a_guess_that_is_hurried_before_it_begins_or_between_attempts(store: ExpertStore) -> None:
+    reader, urgent = store.file.reader, []
+    if reader is None:
+        pytest.skip("no native reader")
+
+    class Failing:
+        """Notes how parts are submitted; the first attempt fails, and is hurried then."""
+
+        def submit(self, offset: int, part: Any, **how: bool) -> int:
+            urgent.append(how["urgent"])
+            return int(reader.submit(offset, part, **how))
+
+        def wait(self, number: int) -> Any:
+            outcome = reader.wait(number)
+            if len(urgent) > 1:
+                return outcome
+            store.hurry(key(3))
+            return 5, "made up"
+
+        promote, cancel = reader.promote, reader.cancel
+
+    store.file.reader = Failing()
+    try:
+        store.file.in_background(True)
+        target = memoryview(aligned_buffer(store.layout.blob_bytes))
+        assert store.read_into(key(3), target) == 1 and urgent == [False, True]
+        store.hurry(key(2))
+        store.read_into(key(2), target)
+        store.read_into(key(1), target)
+        assert urgent == [False, True, True, False] and not store.file._hurried
+    finally:
+        store.file.in_background(False)
+        store.file.reader = reader
 
 
 def test_useful_and_wasted_guesses(store: ExpertStore, reads: HeldReads) -> None:

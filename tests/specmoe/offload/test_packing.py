@@ -14,10 +14,11 @@ from moe_kernels.native import native
 from specmoe.offload import ExpertKey, ExpertStore, StoreError, offload
 from specmoe.offload.checkpoint import build_checkpoint_store
 from specmoe.offload.store import packing, partial_paths
+from specmoe.offload.store.layout import END_MAGIC, MAGIC, pack_frame, unpack_frame
 from specmoe.offload.store.packing import LISTED, pack, packed_bytes, unpack, unpacked
 
 from .test_models import generate, resident, same_bits
-from .tiny_checkpoints import write_checkpoint
+from .tiny_checkpoints import expert_weights, write_checkpoint
 
 PAGE = 4096
 core, _ = native()
@@ -190,9 +191,58 @@ def test_what_cannot_be_packed_is_an_error(tmp_path: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(StoreError, match=r"expert 2\): cannot be packed: .* build the store without packing"):
         build_checkpoint_store(tmp_path / "model", tmp_path / "s", pack=True)
-    assert not (tmp_path / "s").exists()
+    # Going on from there could only end there again.
+    assert not (tmp_path / "s").exists() and not any(path.exists() for path in partial_paths(tmp_path / "s"))
     with pytest.raises(ValueError, match="pack: expected a checkpoint's directory"):
         offload(torch.nn.Linear(2, 2), memory="1MiB", pack=True)
+
+
+def test_pieces_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = weights(16)
+    blob.view("<u2")[[0, 700, 8191, 8192, -1]] = 0
+    whole = pack(blob, [(0, 5000), (5120, len(blob))])
+    monkeypatch.setattr(packing, "PIECE", 8192)
+    assert np.array_equal(pack(blob, [(0, 5000), (5120, len(blob))]), whole)
+
+
+def test_a_share_of_the_experts_is_of_what_they_take_in_memory(tmp_path: Path) -> None:
+    write_checkpoint("qwen3_moe", tmp_path / "model")
+    with build_checkpoint_store(tmp_path / "model", tmp_path / "s", pack=True) as store:
+        layout = store.layout
+        assert layout.expert_bytes == len(layout.keys) * layout.blob_bytes > layout.payload_bytes
+        with offload(tmp_path / "model", store, memory="2MiB", device="cpu", device_memory="100%") as engine:
+            assert engine.device_tier is not None and engine.device_tier.slots == len(layout.keys)
+
+
+def test_another_models_weights_are_said_to_be_so(tmp_path: Path) -> None:
+    model = write_checkpoint("qwen3_moe", tmp_path / "model")
+    with build_checkpoint_store(tmp_path / "model", tmp_path / "s", pack=True) as store:
+        (_, experts), *_ = expert_weights(model).items()
+        store.require_same(ExpertKey(0, 2), experts[2])
+        changed = {name: value.clone() for name, value in experts[2].items()}
+        for value in changed.values():
+            value[0] = 0
+        with pytest.raises(StoreError, match="it was made from another model"):
+            store.require_same(ExpertKey(0, 2), changed)
+
+
+def test_a_store_as_it_is_is_not_taken_for_a_packed_one(tmp_path: Path) -> None:
+    write_checkpoint("qwen3_moe", tmp_path / "model")
+    build_checkpoint_store(tmp_path / "model", tmp_path / "s").close()
+    with pytest.raises(StoreError, match="expected it to be packed, got weights as they are"):
+        offload(tmp_path / "model", tmp_path / "s", memory="1MiB", pack=True)
+
+
+def test_a_frame_of_another_version_is_refused(tmp_path: Path) -> None:
+    write_checkpoint("qwen3_moe", tmp_path / "model")
+    build_checkpoint_store(tmp_path / "model", tmp_path / "s", pack=True).close()
+    raw = bytearray((tmp_path / "s").read_bytes())
+    for magic, place in ((MAGIC, 0), (END_MAGIC, len(raw) - PAGE)):
+        frame = unpack_frame(magic, bytes(raw[place : place + PAGE]), "here")
+        raw[place : place + PAGE] = pack_frame(magic, frame._replace(version=1))
+    (tmp_path / "s").write_bytes(raw)
+    with pytest.raises(StoreError, match="header: expected version 2, got 1"):
+        ExpertStore.open(tmp_path / "s")
 
 
 def test_readers_of_the_first_version_refuse_it(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def seconds_per_load(store: ExpertStore, sample: int = 12) -> float:
 def arms_that_fit(store: ExpertStore) -> Sequence[Arm]:
     """Return all arms, without the resident one where the experts would not fit into the memory that is free."""
     free = free_memory()
-    return [arm for arm in ARMS if not arm.resident or free is None or store.layout.payload_bytes < 0.8 * free]
+    return [arm for arm in ARMS if not arm.resident or free is None or store.layout.expert_bytes < 0.8 * free]
 
 
 def run_replay_arms(

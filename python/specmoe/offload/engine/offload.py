@@ -196,7 +196,7 @@ def offload(
         check: compare the model's weights (a checkpoint's fingerprint) with the store's first.
         quantize: "nf4" or "int8", for a store that is written from a checkpoint.
         pack: for such a store of experts in bfloat16, take a quarter less of the disk, without loss. It is what a slow
-            disk wants; reads from the page cache are faster as they are. A store that is there is read as it is.
+            disk wants; reads from the page cache are faster as they are. A packed store is read as such in any case.
         direct: read past the page cache. None does so unless the memory that is free holds the whole store beside the
             slots: then what was read once is served from there. An open store is read as it was opened.
         device: where the model runs, such as "cuda": the rest of it is moved there, and experts are computed in slots
@@ -230,7 +230,7 @@ def offload(
         tier = HostTier(opened, slots, policy=eviction_policy(policy), lanes=lanes)
         try:
             if device is not None and device_memory is not None:
-                there = parse_bytes(device_memory, whole=opened.layout.payload_bytes, argument="device_memory")
+                there = parse_bytes(device_memory, whole=opened.layout.expert_bytes, argument="device_memory")
                 above = DeviceTier(
                     tier, slots_within(there, opened, blocks[0].top_k), device, on_host=compute_missed_on_host
                 )

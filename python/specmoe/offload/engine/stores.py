@@ -113,6 +113,8 @@ def checkpoint_store(
                 f"store {opened.path}: expected it to be quantized to {quantize}, got "
                 f"{opened.layout.quantization or 'weights as they are'}"
             )
+        if pack and not opened.layout.packing:
+            raise StoreError(f"store {opened.path}: expected it to be packed, got weights as they are: write it anew")
         if check and not opened.layout.source.endswith(Checkpoint(folder).fingerprint()):
             raise StoreError(f"store {opened.path}: it was made from another model than the one in {folder}")
     except BaseException:

@@ -20,6 +20,7 @@ from .layout import (
     Blob,
     ExpertKey,
     Frame,
+    PackingError,
     StoreError,
     StoreLayout,
     TensorSpec,
@@ -134,7 +135,8 @@ def stored_form(blob: np.ndarray, layout: StoreLayout, tensors: Mapping[str, Ten
     """Return one expert's bytes as the store holds them; `blob` (bytes) holds those of a slot afterwards.
 
     Raises:
-        StoreError: the tensors are not what the layout says, or cannot be packed.
+        StoreError: the tensors are not what the layout says.
+        PackingError: they cannot be packed.
     """
     fill_blob(blob, layout.tensors, tensors, where)
     if not layout.packing:
@@ -142,7 +144,7 @@ def stored_form(blob: np.ndarray, layout: StoreLayout, tensors: Mapping[str, Ten
     try:
         return pack(blob, [(spec.offset, spec.offset + spec.nbytes) for spec in layout.tensors])
     except ValueError as error:
-        raise StoreError(f"{where}: cannot be packed: {error}; build the store without packing") from error
+        raise PackingError(f"{where}: cannot be packed: {error}; build the store without packing") from error
 
 
 def fill_blob(blob: np.ndarray, specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor], where: str) -> None:

@@ -78,8 +78,10 @@ class DirectFile:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._calling = threading.local()
-        # The parts of reads in the background that are under way, by the offset of the first.
+        # The parts of reads in the background that are under way, by the offset of the first, and the offsets of those
+        # that somebody waits for by now.
         self._background: dict[int, list[int]] = {}
+        self._hurried: set[int] = set()
         self._fd, self.mode = self._open(direct)
         self.size = os.fstat(self._fd).st_size
         self.reader: Any = None
@@ -126,9 +128,15 @@ class DirectFile:
         self._calling.background = background
 
     def hurry(self, offset: int) -> None:
-        """Let the read in the background that began at `offset` stand with the others from now on, if there is one."""
-        for number in self._background.get(offset, ()):
-            self.reader.promote(number)
+        """Let a read at `offset`, begun or about to begin in the background, stand with the others; until `calm`."""
+        if self.reader is not None:
+            self._hurried.add(offset)
+            for number in self._background.get(offset, ()):
+                self.reader.promote(number)
+
+    def calm(self, offset: int) -> None:
+        """Undo `hurry`: nobody waits for a read at `offset` any more."""
+        self._hurried.discard(offset)
 
     def read_into(
         self, offset: int, target: memoryview, arrived: Callable[[memoryview], object] = lambda part: None
@@ -156,11 +164,14 @@ class DirectFile:
             done += count
 
     def _read_natively(self, offset: int, target: memoryview, arrived: Callable[[memoryview], object]) -> None:
-        urgent = not getattr(self._calling, "background", False)
+        urgent = not getattr(self._calling, "background", False) or offset in self._hurried
         parts = [(begin, target[begin : begin + PART]) for begin in range(0, len(target), PART)]
         numbers = deque(self.reader.submit(offset + begin, part, urgent=urgent) for begin, part in parts)
         if not urgent:
             self._background[offset] = list(numbers)
+            if offset in self._hurried:
+                # Meanwhile.
+                self.hurry(offset)
         try:
             for _, part in parts:
                 failure = self.reader.wait(numbers.popleft())

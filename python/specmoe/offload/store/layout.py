@@ -49,6 +49,10 @@ class StoreError(OSError):
     """A store is missing something, damaged, or of another kind; the message names file and expert."""
 
 
+class PackingError(StoreError):
+    """An expert's weights are none that can be packed; others would not help."""
+
+
 class ExpertKey(NamedTuple):
     """Which expert: its layer's position among the MoE layers, and its number there."""
 
@@ -143,7 +147,13 @@ class StoreLayout:
         return PACKED_VERSION if self.packing else VERSION
 
     @property
+    def expert_bytes(self) -> int:
+        """Bytes of all experts in slots."""
+        return len(self.blobs) * self.blob_bytes
+
+    @property
     def payload_bytes(self) -> int:
+        """Bytes of all experts on disk."""
         return len(self.blobs) * self.stored_bytes
 
     @property

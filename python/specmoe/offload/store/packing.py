@@ -30,6 +30,8 @@ BLOCK = 64
 WINDOW = 15
 # One value in so many may be listed.
 LISTED = 256
+# Values that are packed at a time, a whole number of blocks.
+PIECE = 1 << 18
 _HEADER = 8
 _PAGE = 4096
 
@@ -54,30 +56,36 @@ def pack(blob: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     kept = np.zeros(len(values), dtype=bool)
     for begin, end in spans:
         kept[begin // 2 : end // 2] = True
-    exponents = ((values >> 7) & 0xFF).astype(np.uint8)
-    counts = np.bincount(exponents[kept], minlength=256)
-    sums = np.concatenate(([0], counts.cumsum()))
+    # In pieces: an expert may have hundreds of megabytes, and whoever packs it has little memory.
+    pieces = [slice(begin, begin + PIECE) for begin in range(0, len(values), PIECE)]
+    counts = sum(np.bincount(_exponents(values[piece])[kept[piece]], minlength=256) for piece in pieces)
+    sums = np.concatenate(([0], np.cumsum(counts)))
     lowest = int((sums[WINDOW:] - sums[:-WINDOW]).argmax())
-    codes = exponents - np.uint8(lowest)
-    codes[~kept] = 0
-    listed = np.flatnonzero(codes >= WINDOW)
-    room = len(values) // LISTED
-    if len(listed) > room:
-        raise ValueError(
-            f"expected at most {room} of {len(values)} values outside of fifteen exponents, got {len(listed)}"
-        )
-    codes[listed] = WINDOW
-    fractions = ((values >> 8) & 0x80 | values & 0x7F).astype(np.uint8)
-    codes = codes.reshape(-1, BLOCK)
-    halves = codes[:, : BLOCK // 2] | codes[:, BLOCK // 2 :] << 4
-    blocks = np.concatenate((fractions.reshape(-1, BLOCK), halves), axis=1)
+    room, outside = len(values) // LISTED, int(sums[-1] - (sums[lowest + WINDOW] - sums[lowest]))
+    if outside > room:
+        raise ValueError(f"expected at most {room} of {len(values)} values outside of fifteen exponents, got {outside}")
     out = np.zeros(packed_bytes(len(blob)), dtype=np.uint8)
-    out[:_HEADER].view("<u4")[:] = lowest, len(listed)
-    out[_HEADER : _HEADER + 4 * len(listed)].view("<u4")[:] = listed
+    blocks = out[len(out) - len(values) // BLOCK * 96 :].reshape(-1, 96)
+    listed = []
+    for piece in pieces:
+        part = values[piece]
+        codes = _exponents(part) - np.uint8(lowest)
+        codes[~kept[piece]] = 0
+        listed.append(piece.start + np.flatnonzero(codes >= WINDOW))
+        codes = np.minimum(codes, WINDOW).reshape(-1, BLOCK)
+        here = blocks[piece.start // BLOCK : piece.start // BLOCK + len(codes)]
+        here[:, :BLOCK] = ((part >> 8) & 0x80 | part & 0x7F).astype(np.uint8).reshape(-1, BLOCK)
+        here[:, BLOCK:] = codes[:, : BLOCK // 2] | codes[:, BLOCK // 2 :] << 4
+    places = np.concatenate(listed)
+    out[:_HEADER].view("<u4")[:] = lowest, len(places)
+    out[_HEADER : _HEADER + 4 * len(places)].view("<u4")[:] = places
     begin = _HEADER + 4 * room
-    out[begin : begin + 2 * len(listed)].view("<u2")[:] = values[listed]
-    out[-blocks.size :] = blocks.reshape(-1)
+    out[begin : begin + 2 * len(places)].view("<u2")[:] = values[places]
     return out
+
+
+def _exponents(values: np.ndarray) -> np.ndarray:
+    return ((values >> 7) & 0xFF).astype(np.uint8)
 
 
 def unpack(target: memoryview, stored: memoryview) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..budget import format_bytes
 from .builder import fcntl, stored_form, sync_folder, tensor_specs, write_frame
-from .layout import Blob, ExpertKey, StoreError, StoreLayout, checksum
+from .layout import Blob, ExpertKey, PackingError, StoreError, StoreLayout, checksum
 
 Progress = Callable[[int, int], None]
 
@@ -56,8 +56,9 @@ def build_resumable(
         replace: with False a store that is there by now, from another process, is left as it is.
 
     Raises:
-        StoreError: the disk is full, an expert's tensors differ from the first one's or cannot be packed, or another
-            process builds the same store. What was written stays, and the next call goes on from there.
+        StoreError: the disk is full, an expert's tensors differ from the first one's, or another process builds the
+            same store. What was written stays, and the next call goes on from there.
+        PackingError: an expert cannot be packed; nothing stays.
     """
     path = Path(path)
     if not keys:
@@ -77,8 +78,14 @@ def build_resumable(
             plan = f"{fingerprint} {checksum(layout.header()):016x}"
             done = _recover(file, log, layout, plan)
             _require_space(path, file, layout)
-            with log.open("a") as journal:
-                _write_rest(file, journal, layout, expert, done, str(path), progress)
+            try:
+                with log.open("a") as journal:
+                    _write_rest(file, journal, layout, expert, done, str(path), progress)
+            except PackingError:
+                # Going on from here could only end here again.
+                partial.unlink()
+                log.unlink(missing_ok=True)
+                raise
             write_frame(file, layout)
             file.flush()
             os.fsync(file.fileno())
