@@ -48,10 +48,20 @@ def load(checkpoint: Any, store: ExpertStore) -> Any:
 class EverythingThere:
     """Stands for a pipeline: an expert's slot is its place in the file."""
 
+    # Nobody asks for routing weights.
+    watching = False
+
     def __init__(self, slot_of: dict[ExpertKey, int]) -> None:
         self._slot_of = slot_of
 
-    def acquire(self, layer: int, wanted: Sequence[int], experts: np.ndarray | None, last: bool = True) -> list[int]:
+    def acquire(
+        self,
+        layer: int,
+        wanted: Sequence[int],
+        experts: np.ndarray | None,
+        last: bool = True,
+        weights: np.ndarray | None = None,
+    ) -> list[int]:
         return [self._slot_of[ExpertKey(layer, expert)] for expert in wanted]
 
     def release(self, layer: int, wanted: Sequence[int]) -> None:
