@@ -168,7 +168,7 @@ def dense_part(options: argparse.Namespace) -> int:
     """Return the bytes of the checkpoint that are not experts."""
     with ExpertStore.open(options.store) as store:
         whole = sum(file.stat().st_size for file in options.checkpoint.glob("*.safetensors"))
-        return whole - len(store.layout.blobs) * store.layout.blob_bytes
+        return whole - store.layout.expert_bytes
 
 
 def tokens_of(options: argparse.Namespace, count: int) -> tuple[Tensor, Tensor]:

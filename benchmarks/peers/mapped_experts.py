@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
 from specmoe.offload import ExpertKey, ExpertStore
@@ -54,14 +53,7 @@ class EverythingThere:
     def __init__(self, slot_of: dict[ExpertKey, int]) -> None:
         self._slot_of = slot_of
 
-    def acquire(
-        self,
-        layer: int,
-        wanted: Sequence[int],
-        experts: np.ndarray | None,
-        last: bool = True,
-        weights: np.ndarray | None = None,
-    ) -> list[int]:
+    def acquire(self, layer: int, wanted: Sequence[int], *routing: object) -> list[int]:
         return [self._slot_of[ExpertKey(layer, expert)] for expert in wanted]
 
     def release(self, layer: int, wanted: Sequence[int]) -> None:

@@ -66,6 +66,24 @@ def open_reader(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
         reader.close()
 
 
+@pytest.fixture
+def held(path: Path) -> Iterator[int]:
+    """A pipe that nobody writes into: what began stays under way."""
+    fifo = path.with_name("fifo")
+    os.mkfifo(fifo)
+    held = os.open(fifo, os.O_RDWR)
+    yield held
+    os.close(held)
+
+
+def reader_of(held: int, open_reader: Callable[..., Any], depth: int) -> Any:
+    """Open a reader of such a pipe; skip where it cannot read one."""
+    reader = open_reader(held, lanes=1, depth=depth)
+    if reader.method == "threads":
+        pytest.skip("pread refuses a pipe")
+    return reader
+
+
 def buffer(pages: int = PAGES) -> mmap.mmap:
     return mmap.mmap(-1, pages * PAGE)
 
@@ -126,16 +144,9 @@ def test_a_truncated_file_says_where_it_ends(path: Path, fd: int, open_reader: C
     assert reader.wait(reader.submit(0, buffer(10))) is None
 
 
-def test_only_what_has_not_begun_is_cancelled(path: Path, open_reader: Callable[..., Any]) -> None:
-    # A pipe that nobody writes into holds the first piece back, and with it everything behind.
-    out, into = os.pipe()
-    fifo = path.with_name("fifo")
-    os.mkfifo(fifo)
-    held = os.open(fifo, os.O_RDWR)
-    reader = open_reader(held, lanes=1, depth=1)
-    if reader.method == "threads":
-        os.close(out), os.close(into), os.close(held)
-        pytest.skip("pread refuses a pipe")
+def test_only_what_has_not_begun_is_cancelled(held: int, open_reader: Callable[..., Any]) -> None:
+    # The first piece is held back, and with it everything behind.
+    reader = reader_of(held, open_reader, depth=1)
     first, second = bytearray(PAGE), bytearray(PAGE)
     numbers = reader.submit(0, first), reader.submit(0, second)
     assert reader.under_way == 1 and reader.waiting == 1
@@ -144,19 +155,10 @@ def test_only_what_has_not_begun_is_cancelled(path: Path, open_reader: Callable[
     assert reader.wait(numbers[1])[0] == errno.ECANCELED
     os.write(held, bytes(PAGE))
     assert reader.wait(numbers[0]) is None
-    for fd in (out, into, held):
-        os.close(fd)
 
 
-def test_guesses_leave_room_for_demands(path: Path, open_reader: Callable[..., Any]) -> None:
-    # A pipe that nobody writes into: what began stays under way.
-    fifo = path.with_name("fifo")
-    os.mkfifo(fifo)
-    held = os.open(fifo, os.O_RDWR)
-    reader = open_reader(held, lanes=1, depth=16)
-    if reader.method == "threads":
-        os.close(held)
-        pytest.skip("pread refuses a pipe")
+def test_guesses_leave_room_for_demands(held: int, open_reader: Callable[..., Any]) -> None:
+    reader = reader_of(held, open_reader, depth=16)
     guesses = [reader.submit(0, bytearray(PAGE), urgent=False) for _ in range(9)]
     assert reader.under_way == 4 and reader.waiting == 5
     demands = [reader.submit(0, bytearray(PAGE), urgent=True) for _ in range(3)]
@@ -165,7 +167,6 @@ def test_guesses_leave_room_for_demands(path: Path, open_reader: Callable[..., A
         os.write(held, bytes(PAGE))
     for number in (*guesses, *demands):
         assert reader.wait(number) is None
-    os.close(held)
 
 
 def test_urgent_reads_overtake(fd: int, open_reader: Callable[..., Any]) -> None:
@@ -177,15 +178,8 @@ def test_urgent_reads_overtake(fd: int, open_reader: Callable[..., Any]) -> None
         assert reader.wait(number) is None
 
 
-def test_a_promoted_guess_is_a_demand(path: Path, open_reader: Callable[..., Any]) -> None:
-    # A pipe that nobody writes into: what began stays under way.
-    fifo = path.with_name("fifo")
-    os.mkfifo(fifo)
-    held = os.open(fifo, os.O_RDWR)
-    reader = open_reader(held, lanes=1, depth=16)
-    if reader.method == "threads":
-        os.close(held)
-        pytest.skip("pread refuses a pipe")
+def test_a_promoted_guess_is_a_demand(held: int, open_reader: Callable[..., Any]) -> None:
+    reader = reader_of(held, open_reader, depth=16)
     guesses = [reader.submit(0, bytearray(2 * PAGE), urgent=False) for _ in range(4)]
     assert reader.under_way == 4 and reader.waiting == 2
     # Of the last, nothing has begun: all of it begins now.
@@ -206,7 +200,6 @@ def test_a_promoted_guess_is_a_demand(path: Path, open_reader: Callable[..., Any
         os.write(held, bytes(PAGE))
     for number in more:
         assert reader.wait(number) is None
-    os.close(held)
 
 
 def test_promoting_while_reads_end(fd: int, open_reader: Callable[..., Any]) -> None:
@@ -265,7 +258,9 @@ def test_a_forked_child_is_told(fd: int, open_reader: Callable[..., Any]) -> Non
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("options", [{"lanes": 0}, {"depth": 0}, {"piece_bytes": 100}, {"method": "magic"}])
+@pytest.mark.parametrize(
+    "options", [{"lanes": 0}, {"depth": 0}, {"piece_bytes": 100}, {"guesses": 0}, {"method": "magic"}]
+)
 def test_wrong_options_are_refused(path: Path, options: dict[str, Any]) -> None:
     fd = os.open(path, os.O_RDONLY)
     with pytest.raises(RuntimeError, match="Reader: "):
